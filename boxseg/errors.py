@@ -1,0 +1,61 @@
+"""Errors that end a command, each with its documented exit code.
+
+    BoxSegError                 1   the run failed
+    ├── DataError               3   images, annotations or a data folder
+    ├── BackendMissingError     4   an engine or an optional package is not installed
+    ├── UnsupportedOperatorError 5  a graph holds what an engine cannot run
+    ├── ParityError             6   an exported file does not answer like the network
+    ├── PrecisionError          7   the asked precision was not built
+    ├── FileMismatchError       8   a foreign, damaged or wrong-version file
+    └── UnverifiedError         9   written, but could not be run here
+
+Wrong options and values are ValueError or click's UsageError (2); an interrupt is 130.
+"""
+
+
+class BoxSegError(Exception):
+    """Ends a command with one line and an exit code."""
+
+    exit_code = 1
+
+
+class DataError(BoxSegError):
+    """Images, annotations or a data folder cannot be used."""
+
+    exit_code = 3
+
+
+class BackendMissingError(BoxSegError):
+    """An engine or optional package is missing; the message holds the install command."""
+
+    exit_code = 4
+
+
+class UnsupportedOperatorError(BoxSegError):
+    """A graph holds an operator that the engine cannot run."""
+
+    exit_code = 5
+
+
+class ParityError(BoxSegError):
+    """An exported file does not answer like the network it came from."""
+
+    exit_code = 6
+
+
+class PrecisionError(BoxSegError):
+    """The asked precision was not built or is not executed."""
+
+    exit_code = 7
+
+
+class FileMismatchError(BoxSegError):
+    """A model or deployed file is foreign, damaged or of another version."""
+
+    exit_code = 8
+
+
+class UnverifiedError(BoxSegError):
+    """A file was written but could not be run on this machine."""
+
+    exit_code = 9

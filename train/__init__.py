@@ -1,0 +1,1 @@
+"""Everything that ends with training: data, supervision, the loop."""
