@@ -11,13 +11,22 @@ PACKAGE_DIR = {
     "boxseg.runtime": "runtime",
     "boxseg.configs": "configs",
 }
+PACKAGE_DATA = {
+    "boxseg": ["py.typed"],
+    "boxseg.runtime": ["include/boxseg.h"],
+    "boxseg.configs": ["*.yaml"],
+}
+
+SOURCES = sorted(str(path) for path in Path("runtime/csrc").glob("*.c"))
+HEADERS = sorted(str(path) for path in Path("runtime").glob("*/*.h"))
 
 native = Extension(
     "boxseg.runtime._native",
-    sources=sorted(str(path) for path in Path("runtime/csrc").glob("*.c")),
+    sources=SOURCES,
     include_dirs=["runtime/include", "runtime/csrc"],
-    depends=sorted(str(path) for path in Path("runtime").glob("*/*.h")),
+    depends=HEADERS,
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
+    # One rounding per operation, so that every machine computes the same boxes and masks.
     extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off", "-Wall", "-Wextra"],
     py_limited_api=True,
 )
@@ -25,6 +34,8 @@ native = Extension(
 setup(
     packages=list(PACKAGE_DIR),
     package_dir=PACKAGE_DIR,
-    ext_modules=[native],
+    package_data=PACKAGE_DATA,
+    include_package_data=False,
+    ext_modules=[native] if SOURCES else [],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
