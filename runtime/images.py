@@ -153,7 +153,7 @@ def _read_video(path: Path) -> Iterator[Frame]:
             if not container.streams.video:
                 raise DataError(f"{path}: holds no video stream")
             for picture in container.decode(container.streams.video[0]):
-                pixels: NDArray[np.uint8] = picture.to_ndarray(format="rgb24")
+                pixels = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
                 # The container stores a counter-clockwise turn in degrees.
                 turns = round(getattr(picture, "rotation", 0) / 90) % 4
                 upright: NDArray[np.uint8] = np.ascontiguousarray(np.rot90(pixels, turns))
