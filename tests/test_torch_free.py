@@ -1,0 +1,73 @@
+"""A robot has no torch: the runtime and the command line must not notice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "lightning_fabric"}:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run_without_torch(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process where importing torch fails."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK + code], capture_output=True, text=True, cwd=folder
+    )
+
+
+def test_the_block_works(tmp_path: Path) -> None:
+    done = run_without_torch("import torch", tmp_path)
+    assert done.returncode == 1
+    assert "torch is blocked" in done.stderr
+
+
+def test_every_runtime_module_imports_without_torch(tmp_path: Path) -> None:
+    code = """
+import importlib, pkgutil
+import boxseg.runtime
+names = [module.name for module in pkgutil.iter_modules(boxseg.runtime.__path__)]
+for name in names:
+    importlib.import_module(f"boxseg.runtime.{name}")
+assert "torch" not in sys.modules
+print(" ".join(names))
+"""
+    done = run_without_torch(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "segmenter" in done.stdout
+
+
+def test_help_runs_without_torch(tmp_path: Path) -> None:
+    done = run_without_torch("from boxseg import cli; sys.exit(cli.run(['--help']))", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "bench" in done.stdout
+
+
+def test_runtime_commands_answer_help_without_torch(tmp_path: Path) -> None:
+    code = """
+from boxseg import cli
+for name in ("predict", "eval", "bench", "doctor"):
+    assert cli.run([name, "--help"]) == 0, name
+"""
+    done = run_without_torch(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_without_torch_says_what_to_install(tmp_path: Path) -> None:
+    code = """
+from boxseg import cli
+sys.exit(cli.run(["train", "--config", "scenes_demo", "--data", "."]))
+"""
+    done = run_without_torch(code, tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "pip install 'boxseg[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
