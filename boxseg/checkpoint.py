@@ -1,0 +1,148 @@
+"""Model files: the network's config and the one set of weights that ships."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boxseg.config import ModelConfig
+from boxseg.errors import FileMismatchError
+from boxseg.student import Student
+
+MODEL_FORMAT = "boxseg-model"
+TRAINER_FORMAT = "boxseg-trainer"
+FORMAT_VERSION = 1
+
+RUN_FILES = ("best.pt", "last.pt")
+"""Model files of a run folder, in the order in which they are taken."""
+
+
+def model_payload(
+    student: Student, *, weights: str = "student", metadata: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what a model file holds.
+
+    Args:
+        student: The network.
+        weights: Which weights these are, "student" or "ema".
+        metadata: Anything of JSON types that describes the run (recipe, scores, licences).
+    """
+    return {
+        "format": MODEL_FORMAT,
+        "version": FORMAT_VERSION,
+        "config": student.config.to_dict(),
+        "weights": weights,
+        "metadata": dict(metadata or {}),
+        "state_dict": {
+            name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()
+        },
+    }
+
+
+def save_model(
+    path: Path,
+    student: Student,
+    *,
+    weights: str = "student",
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model file; see `model_payload`."""
+    write_atomically(path, model_payload(student, weights=weights, metadata=metadata))
+
+
+def write_atomically(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write a torch file so that `path` is the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(payload), file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_payload(path: Path) -> dict[str, Any]:
+    """Read a model file or trainer.pt without executing anything from it.
+
+    Raises:
+        FileMismatchError: if the file is damaged, foreign or of another version.
+    """
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FileMismatchError(f"{path} does not exist") from error
+    except pickle.UnpicklingError as error:
+        raise FileMismatchError(
+            f"{path} holds more than tensors and plain values, so it was not loaded; "
+            "boxseg reads files that boxseg train wrote"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+        raise FileMismatchError(f"{path} is damaged or not a model file") from error
+    found = payload.get("format") if isinstance(payload, dict) else None
+    if found not in (MODEL_FORMAT, TRAINER_FORMAT):
+        raise FileMismatchError(f"{path} is not a boxseg model file (best.pt, last.pt, trainer.pt)")
+    if payload.get("version") != FORMAT_VERSION:
+        raise FileMismatchError(
+            f"{path} has format version {payload.get('version')!r}, "
+            f"this boxseg reads {FORMAT_VERSION}"
+        )
+    return payload
+
+
+def model_file(path: Path) -> Path:
+    """Return the file to read: `path` itself, or best.pt, else last.pt, of a run folder.
+
+    Raises:
+        FileMismatchError: if there is none.
+    """
+    if path.is_dir():
+        for name in RUN_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise FileMismatchError(f"{path} holds neither {' nor '.join(RUN_FILES)}")
+    if not path.is_file():
+        raise FileMismatchError(f"{path} does not exist")
+    return path
+
+
+def read_model_payload(path: Path) -> dict[str, Any]:
+    """Return the model payload of a run folder, a model file or a trainer.pt.
+
+    Raises:
+        FileMismatchError: if there is no such file or it is not one of ours.
+    """
+    file = model_file(path)
+    payload = read_payload(file)
+    if payload["format"] == TRAINER_FORMAT:
+        payload = payload.get("model")
+        if not isinstance(payload, dict) or payload.get("format") != MODEL_FORMAT:
+            raise FileMismatchError(f"{file} holds no model")
+    return payload
+
+
+def load_model(path: Path) -> Student:
+    """Return the network of a run folder, a model file or a trainer.pt, in eval mode, on the CPU.
+
+    Raises:
+        FileMismatchError: if there is no such file, or it is damaged, foreign or inconsistent.
+    """
+    payload = read_model_payload(path)
+    try:
+        student = Student(ModelConfig.from_dict(payload["config"]))
+        student.load_state_dict(payload["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileMismatchError(f"{path}: config and weights do not fit: {reason}") from error
+    return student.eval()

@@ -1,0 +1,91 @@
+"""FCOS head with a controller: class, box, quality and mask-head parameters at every location.
+
+B images, C classes, P parameters, h x w cells of one level.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from boxseg.config import STRIDES, ModelConfig, Norm
+
+_CLASS_PRIOR = 0.01
+"""Probability of every class before training (RetinaNet, arXiv:1708.02002, section 3.3)."""
+
+
+class FCOSHead(nn.Module):
+    """Two towers shared by all levels (FCOS, arXiv:1904.01355; CondInst, arXiv:2003.05664).
+
+    Quality and controller read the box tower, as in the released CondInst.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build the towers and their four outputs."""
+        super().__init__()
+        self.class_tower = _tower(config)
+        self.box_tower = _tower(config)
+        width = config.tower_channels if config.tower_depth else config.fpn_channels
+        self.class_logits = nn.Conv2d(width, len(config.classes), 3, padding=1)
+        self.box_distances = nn.Conv2d(width, 4, 3, padding=1)
+        self.quality_logits = nn.Conv2d(width, 1, 3, padding=1)
+        self.controller = nn.Conv2d(width, config.mask_head_parameters, 3, padding=1)
+        self.level_scales = nn.Parameter(torch.ones(len(STRIDES)))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(_bias(self.class_logits), -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
+
+    def forward(self, feature: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run the head on one level.
+
+        Args:
+            feature: One pyramid level, (B, fpn_channels, h, w).
+            level: 0 for P3 to 4 for P7.
+
+        Returns:
+            Class logits (B, C, h, w); distances to the four sides in strides, at least 0,
+            (B, 4, h, w); quality logits (B, 1, h, w); parameters (B, P, h, w).
+        """
+        class_feature = self.class_tower(feature)
+        box_feature = self.box_tower(feature)
+        distances = F.relu(self.box_distances(box_feature) * self.level_scales[level])
+        return (
+            self.class_logits(class_feature),
+            distances,
+            self.quality_logits(box_feature),
+            self.controller(box_feature),
+        )
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Return the named normalisation; group uses 32 groups, or one per 8 channels if fewer."""
+    if norm == "group":
+        return nn.GroupNorm(min(32, channels // 8), channels)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.Identity()
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None
+    return convolution.bias
+
+
+def _tower(config: ModelConfig) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = config.fpn_channels
+    for _ in range(config.tower_depth):
+        bias = config.tower_norm == "none"
+        layers += [
+            nn.Conv2d(width, config.tower_channels, 3, padding=1, bias=bias),
+            norm_layer(config.tower_norm, config.tower_channels),
+            nn.ReLU(inplace=True),
+        ]
+        width = config.tower_channels
+    return nn.Sequential(*layers)
