@@ -1,0 +1,156 @@
+"""Losses: numbers by hand, and those of the released reference implementations (vectors.npz)."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from boxseg.train.affinity import directed_edges
+from boxseg.train.losses import (
+    centerness,
+    dice_loss,
+    distance_iou,
+    focal_loss,
+    pairwise_loss,
+    projection_loss,
+    varifocal_loss,
+)
+
+VECTORS = np.load(Path(__file__).with_name("vectors.npz"))
+
+
+def reference(name):
+    return torch.from_numpy(VECTORS[name])
+
+
+def close(value, expected, tolerance=1e-5):
+    torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
+
+
+def slow_pairwise(logits, box_masks, similarity, threshold):
+    """Sum and number over all 8 directed neighbours, with probabilities in float64."""
+    count, height, width = logits.shape
+    p = logits.double().sigmoid()
+    offsets = [(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if dy or dx]
+    total, pairs = 0.0, 0
+    for n in range(count):
+        for k, (dy, dx) in enumerate(offsets):
+            for y in range(height):
+                for x in range(width):
+                    v, u = y + dy, x + dx
+                    if not (0 <= v < height and 0 <= u < width):
+                        continue
+                    if box_masks[n, y, x] and similarity[k, y, x] >= threshold:
+                        same = p[n, y, x] * p[n, v, u] + (1 - p[n, y, x]) * (1 - p[n, v, u])
+                        total -= math.log(same)
+                        pairs += 1
+    return total, pairs
+
+
+def test_focal_loss_of_an_even_guess_is_known_by_hand():
+    # p = 0.5: a positive costs .25 * .25 * ln 2, a negative .75 * .25 * ln 2
+    value = focal_loss(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    assert value.item() == pytest.approx(0.25 * math.log(2))
+
+
+def test_focal_loss_matches_the_reference():
+    close(focal_loss(reference("cls_logits"), reference("cls_target")), reference("focal_sum"))
+
+
+@pytest.mark.parametrize(("alpha", "name"), [(0.25, "vfl_sum_alpha25"), (0.75, "vfl_sum_alpha75")])
+def test_varifocal_loss_matches_the_reference(alpha, name):
+    value = varifocal_loss(reference("cls_logits"), reference("vfl_target"), alpha=alpha)
+    close(value, reference(name))
+
+
+def test_distance_iou_of_nested_boxes_is_known_by_hand():
+    # areas 4 and 16 around one point, hull 16, union 16: IoU (4 + 1) / (16 + 1), no hull penalty
+    iou, giou = distance_iou(torch.ones(1, 4), torch.full((1, 4), 2.0))
+    assert iou.item() == pytest.approx(5 / 17)
+    assert giou.item() == pytest.approx(5 / 17)
+
+
+def test_distance_iou_matches_the_reference():
+    iou, giou = distance_iou(reference("ltrb_pred"), reference("ltrb_target"))
+    close(iou, reference("ltrb_iou_plus1"))
+    close(giou, reference("ltrb_giou_plus1"))
+
+
+def test_centerness_is_one_at_the_centre_and_falls_to_the_side():
+    # min/max is 1/3 horizontally and 1 vertically: sqrt(1/3)
+    value = centerness(torch.tensor([[2.0, 2, 2, 2], [1.0, 2, 3, 2]]))
+    close(value, torch.tensor([1.0, math.sqrt(1 / 3)]))
+
+
+def test_dice_is_zero_for_equal_masks_and_one_for_disjoint_ones():
+    # half overlap: 1 - 2 * 1 / (2 + 2) = 0.5
+    a = torch.tensor([[1.0, 1, 0, 0]])
+    values = [dice_loss(a, b).item() for b in (a, 1 - a, torch.tensor([[0.0, 1, 1, 0]]))]
+    assert values == pytest.approx([0.0, 1.0, 0.5], abs=1e-5)
+
+
+def test_dice_matches_the_reference():
+    probability = reference("mask_logits").sigmoid().flatten(1)
+    close(
+        dice_loss(probability, reference("dice_target").flatten(1)),
+        reference("dice_per_instance"),
+    )
+
+
+def test_projection_matches_the_reference():
+    value = projection_loss(reference("mask_logits"), reference("box_masks"))
+    close(value, reference("projection_per_instance"))
+
+
+def test_pairwise_matches_the_reference():
+    similarity = reference("colour_similarity")[None]
+    logits = reference("mask_logits")
+    total, pairs = pairwise_loss(
+        logits,
+        reference("box_masks"),
+        directed_edges(similarity, 0.3),
+        torch.zeros(len(logits), dtype=torch.long),
+    )
+    close(total / pairs, reference("pairwise_loss"))
+
+
+def test_pairwise_equals_a_loop_over_all_directed_neighbours_of_two_images():
+    generator = torch.Generator().manual_seed(3)
+    logits = 4 * torch.randn(2, 6, 7, generator=generator)
+    boxes = torch.zeros(2, 6, 7)
+    boxes[0, 1:4, 2:6] = 1
+    boxes[1, 0:6, 0:3] = 1
+    similarity = torch.rand(2, 8, 6, 7, generator=generator)
+    total, pairs = pairwise_loss(
+        logits, boxes, directed_edges(similarity, 0.5), torch.tensor([0, 1])
+    )
+    expected = [
+        slow_pairwise(logits[n : n + 1], boxes[n : n + 1], similarity[n], 0.5) for n in (0, 1)
+    ]
+    assert pairs.item() == expected[0][1] + expected[1][1]
+    assert total.item() == pytest.approx(expected[0][0] + expected[1][0], rel=1e-5)
+
+
+def test_pairwise_stays_finite_for_huge_logits():
+    logits = torch.tensor([300.0, -300.0]).repeat(3)[:5].expand(1, 5, 5).clone().requires_grad_()
+    edges = torch.ones(2, 4, 1, 5, 5, dtype=torch.bool)
+    total, _ = pairwise_loss(logits, torch.ones(1, 5, 5), edges, torch.zeros(1, dtype=torch.long))
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_gradients_are_right_in_double_precision():
+    x = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.rand(3, 4, dtype=torch.float64) + 0.1
+    assert torch.autograd.gradcheck(lambda v: distance_iou(v + 0.05, y)[1], x)
+    assert torch.autograd.gradcheck(lambda v: focal_loss(v, (y > 0.6).double()), x)
+
+
+def test_sums_over_nothing_are_zero():
+    empty = torch.zeros(0, 3)
+    assert focal_loss(empty, empty).item() == 0
+    assert F.relu(dice_loss(empty, empty)).shape == (0,)

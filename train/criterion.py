@@ -1,0 +1,362 @@
+"""The terms of the loss, built from the recipe's list.
+
+B images, L locations, N positives, K of them with masks, h x w cells of the stride-4 grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from boxseg.boxes import rasterise
+from boxseg.mask_head import upsample_to_stride_4
+from boxseg.student import DensePredictions, Student
+from boxseg.train.affinity import (
+    MASK_LOSS_STRIDE,
+    colour_similarity,
+    directed_edges,
+    mean_colour,
+    rgb_to_lab,
+    valid_cells,
+)
+from boxseg.train.assigner import Assignment, assign_fcos, best_per_object
+from boxseg.train.losses import (
+    centerness,
+    dice_loss,
+    distance_iou,
+    focal_loss,
+    pairwise_loss,
+    projection_loss,
+    varifocal_loss,
+)
+from boxseg.train.transforms import Batch
+
+MASKS_PER_IMAGE = 64
+"""Positives per image whose masks are trained (BoxInst, as released)."""
+
+
+@dataclass
+class StepContext:
+    """What the terms of one step may ask for; each answer is computed once, on first use."""
+
+    student: Student
+    predictions: DensePredictions
+    batch: Batch
+    """Clean images and their boxes."""
+    step: int
+    """Optimizer steps taken before this one."""
+    mean_over_ranks: Callable[[Tensor], Tensor] = lambda value: value
+    """Averages a scalar over all processes, so that a loss does not depend on their number."""
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        """The positives."""
+        return assign_fcos(
+            self.predictions.locations,
+            self.predictions.levels,
+            self.batch.boxes,
+            self.batch.labels,
+        )
+
+    @cached_property
+    def positives_per_rank(self) -> Tensor:
+        """Number of positives, averaged over ranks, at least 1."""
+        count = self.predictions.boxes.new_tensor(float(len(self.assignment.labels)))
+        return self.mean_over_ranks(count).clamp(min=1)
+
+    @cached_property
+    def target_centerness(self) -> Tensor:
+        """(N,)."""
+        return centerness(self.assignment.distances)
+
+    @cached_property
+    def positive_iou(self) -> tuple[Tensor, Tensor]:
+        """IoU and generalised IoU of every positive with its object, each (N,)."""
+        found = self.assignment
+        predicted = self.predictions.distances[found.image_index, found.location_index]
+        return distance_iou(predicted, found.distances)
+
+    @cached_property
+    def chosen(self) -> Tensor:
+        """Indices of the positives whose masks are trained, (K,)."""
+        found = self.assignment
+        with torch.no_grad():
+            classes = self.predictions.class_logits[found.image_index, found.location_index]
+            quality = self.predictions.quality_logits[found.image_index, found.location_index]
+            scores = classes.float().amax(dim=1).sigmoid() * quality.float().sigmoid()
+        return best_per_object(
+            found.image_index,
+            found.object_index,
+            scores,
+            images=len(self.batch.boxes),
+            per_image=MASKS_PER_IMAGE,
+        )
+
+    @cached_property
+    def mask_image_index(self) -> Tensor:
+        """Image of each trained mask, ascending, (K,)."""
+        return self.assignment.image_index[self.chosen]
+
+    @cached_property
+    def mask_logits(self) -> Tensor:
+        """Logits at stride 4, (K, h, w)."""
+        return upsample_to_stride_4(
+            self.student.masks_at(
+                self.predictions,
+                self.mask_image_index,
+                self.assignment.location_index[self.chosen],
+            )
+        )
+
+    @cached_property
+    def masks_per_rank(self) -> Tensor:
+        """Number of trained masks, averaged over ranks, at least 1."""
+        count = self.predictions.boxes.new_tensor(float(len(self.chosen)))
+        return self.mean_over_ranks(count).clamp(min=1)
+
+    @cached_property
+    def object_boxes(self) -> Tensor:
+        """Box of the object of each trained mask, input pixels, (K, 4)."""
+        return self.of_objects(self.batch.boxes)
+
+    def of_objects(self, per_image: list[Tensor]) -> Tensor:
+        """Gather what belongs to the object of each trained mask.
+
+        Args:
+            per_image: One tensor (n, ...) per image.
+
+        Returns:
+            (K, ...).
+        """
+        counts = torch.tensor([len(rows) for rows in per_image])
+        starts = (counts.cumsum(0) - counts).to(self.mask_image_index.device)
+        rows = starts[self.mask_image_index] + self.assignment.object_index[self.chosen]
+        return torch.cat(per_image)[rows]
+
+    @cached_property
+    def box_masks(self) -> Tensor:
+        """Box of each trained mask as stride-4 cells, (K, h, w)."""
+        height, width = self.mask_logits.shape[-2:]
+        return rasterise(self.object_boxes, height, width, MASK_LOSS_STRIDE)
+
+    @property
+    def untouched(self) -> Tensor:
+        """Zero that depends on the mask features and parameters, so that no gradient is missing."""
+        return 0.0 * (
+            self.predictions.mask_features.float().sum() + self.predictions.parameters.float().sum()
+        )
+
+
+class Term(Protocol):
+    """One summand of the loss."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the weighted scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Options:
+    weight: float = 1.0
+    """Factor of this term in the sum."""
+
+
+@dataclass(frozen=True)
+class FocalTerm(_Options):
+    """Classification by focal loss (FCOS)."""
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return sum / positives."""
+        logits = context.predictions.class_logits.float()
+        targets = torch.zeros_like(logits)
+        found = context.assignment
+        targets[found.image_index, found.location_index, found.labels] = 1
+        total = focal_loss(logits, targets, self.alpha, self.gamma)
+        return self.weight * total / context.positives_per_rank
+
+
+@dataclass(frozen=True)
+class VarifocalTerm(_Options):
+    """Classification by varifocal loss, the target being the predicted box's IoU."""
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return sum / positives."""
+        logits = context.predictions.class_logits.float()
+        targets = torch.zeros_like(logits)
+        found = context.assignment
+        iou = context.positive_iou[0].detach()
+        targets[found.image_index, found.location_index, found.labels] = iou
+        total = varifocal_loss(logits, targets, self.alpha, self.gamma)
+        return self.weight * total / context.positives_per_rank
+
+
+@dataclass(frozen=True)
+class GIoUTerm(_Options):
+    """Box regression by GIoU, weighted by centerness (FCOS)."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the centerness-weighted mean of 1 - GIoU."""
+        weights = context.target_centerness
+        total = ((1 - context.positive_iou[1]) * weights).sum()
+        return self.weight * total / context.mean_over_ranks(weights.sum()).clamp(min=1e-6)
+
+
+@dataclass(frozen=True)
+class CenternessTerm(_Options):
+    """Quality by binary cross entropy with centerness (FCOS)."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return sum / positives."""
+        found = context.assignment
+        logits = context.predictions.quality_logits[found.image_index, found.location_index]
+        total = F.binary_cross_entropy_with_logits(
+            logits.float(), context.target_centerness, reduction="sum"
+        )
+        return self.weight * total / context.positives_per_rank
+
+
+@dataclass(frozen=True)
+class ProjectionTerm(_Options):
+    """BoxInst's projection term: the mask's shadow on both axes is the box's."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the mean over trained masks."""
+        if not len(context.chosen):
+            return context.untouched
+        total = projection_loss(context.mask_logits, context.box_masks).sum()
+        return self.weight * total / context.masks_per_rank
+
+
+@dataclass(frozen=True)
+class PairwiseTerm(_Options):
+    """BoxInst's pairwise term: neighbours of similar colour get one label."""
+
+    threshold: float = 0.3
+    """Smallest colour similarity of a pair that counts."""
+    warmup_steps: int = 10000
+    """Optimizer steps over which the weight grows from 0."""
+    bottom_pixels: float = 10.0
+    """Rows of the original image at the bottom that do not count (COCO's dark strip)."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the sum over similar pairs in the boxes / their number, warmed up."""
+        if not len(context.chosen):
+            return context.untouched
+        with torch.no_grad(), torch.autocast(context.mask_logits.device.type, enabled=False):
+            edges = self.edges(context)
+        total, pairs = pairwise_loss(
+            context.mask_logits, context.box_masks, edges, context.mask_image_index
+        )
+        warm = min(context.step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return self.weight * warm * total / context.mean_over_ranks(pairs).clamp(min=1)
+
+    def edges(self, context: StepContext) -> Tensor:
+        """Return which neighbouring pairs of the batch's clean images count."""
+        batch = context.batch
+        height, width = context.mask_logits.shape[-2:]
+        scale = batch.sizes[:, 0].float() / batch.original_sizes[:, 0].float()
+        removed = (self.bottom_pixels * scale).floor()
+        lab = rgb_to_lab(mean_colour(batch.images))
+        valid = valid_cells(batch.sizes, height, width, removed)
+        return directed_edges(colour_similarity(lab, valid), self.threshold)
+
+
+@dataclass(frozen=True)
+class MaskDiceTerm(_Options):
+    """Dice against true masks: the supervised ceiling (CondInst)."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the mean over trained masks.
+
+        Raises:
+            ValueError: if the batch carries no masks.
+        """
+        if context.batch.masks is None:
+            raise ValueError("terms.mask_dice needs data with masks; the batch carries none")
+        if not len(context.chosen):
+            return context.untouched
+        targets = context.of_objects(context.batch.masks)
+        total = dice_loss(context.mask_logits.sigmoid().flatten(1), targets.flatten(1)).sum()
+        return self.weight * total / context.masks_per_rank
+
+
+TERMS: Mapping[str, type[_Options]] = {
+    "focal": FocalTerm,
+    "varifocal": VarifocalTerm,
+    "giou": GIoUTerm,
+    "centerness": CenternessTerm,
+    "projection": ProjectionTerm,
+    "pairwise": PairwiseTerm,
+    "mask_dice": MaskDiceTerm,
+}
+"""Every term that a recipe may list."""
+
+MASK_SUPERVISED_TERMS = frozenset({"mask_dice"})
+"""Terms that need true masks in the data."""
+
+
+class Criterion(nn.Module):
+    """Sum of listed terms, returned one by one."""
+
+    def __init__(self, terms: Mapping[str, Term]) -> None:
+        """Keep the terms in the recipe's order."""
+        super().__init__()
+        self.terms = dict(terms)
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a term reads true masks."""
+        return bool(MASK_SUPERVISED_TERMS & set(self.terms))
+
+    def forward(self, context: StepContext) -> dict[str, Tensor]:
+        """Return {name: weighted scalar}; their sum is the loss."""
+        return {name: term(context) for name, term in self.terms.items()}
+
+
+def build_criterion(terms: Mapping[str, Mapping[str, Any]]) -> Criterion:
+    """Build the terms that a recipe lists.
+
+    Args:
+        terms: {name: {option: value}}; see TERMS.
+
+    Raises:
+        ValueError: for an unknown name, option or value, with its whole path.
+    """
+    if not terms:
+        raise ValueError(f"terms is empty; known terms: {', '.join(TERMS)}")
+    classification = [name for name in ("focal", "varifocal") if name in terms]
+    if len(classification) != 1:
+        raise ValueError(f"terms must list focal or varifocal, exactly one; got {classification}")
+    built: dict[str, Any] = {}
+    for name, options in terms.items():
+        if name not in TERMS:
+            raise ValueError(f"terms.{name} is unknown; known terms: {', '.join(TERMS)}")
+        built[name] = _build_term(name, options or {})
+    return Criterion(built)
+
+
+def _build_term(name: str, options: Mapping[str, Any]) -> Any:
+    known = {field.name: field for field in fields(TERMS[name])}
+    for option, value in options.items():
+        path = f"terms.{name}.{option}"
+        if option not in known:
+            raise ValueError(f"{path} is unknown; known options: {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError(f"{path} must be a number of at least 0, got {value!r}")
+        default = known[option].default
+        assert default is not MISSING
+        if isinstance(default, int) and not isinstance(value, int):
+            raise ValueError(f"{path} must be a whole number, got {value!r}")
+    return TERMS[name](**options)

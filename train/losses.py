@@ -1,0 +1,176 @@
+"""Losses as pure functions, each with its source.
+
+N instances or positive locations, C classes, h x w cells of the stride-4 grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boxseg.train.affinity import PAIR_OFFSETS, shifted_pair
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sum of sigmoid focal terms.
+
+    Source: RetinaNet (arXiv:1708.02002), equation 5.
+
+    Args:
+        logits: Any shape.
+        targets: 0 or 1, same shape.
+        alpha: Weight of positives; negatives get 1 - alpha.
+        gamma: Exponent of the modulating factor.
+
+    Returns:
+        A scalar.
+    """
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    missed = torch.where(targets > 0, 1 - probability, probability)
+    balance = torch.where(targets > 0, alpha, 1 - alpha)
+    return (balance * missed**gamma * cross_entropy).sum()
+
+
+def varifocal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Sum of varifocal terms: positives are weighted by their own quality.
+
+    Source: VarifocalNet (arXiv:2008.13367), equation 2; alpha .25 as in the released BoxSeg,
+    where the paper has .75.
+
+    Args:
+        logits: Any shape.
+        targets: Quality in [0, 1], 0 for negatives, same shape; no gradient.
+        alpha: Weight of negatives.
+        gamma: Exponent of their modulating factor.
+
+    Returns:
+        A scalar.
+    """
+    probability = logits.detach().sigmoid()
+    weight = torch.where(targets > 0, targets, alpha * (probability - targets).abs() ** gamma)
+    return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
+
+
+def distance_iou(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return IoU and generalised IoU of boxes given by distances from a shared location.
+
+    Source: GIoU (arXiv:1902.09630), algorithm 1; +1 in numerator and denominator of the ratio as
+    in the released FCOS, which keeps empty boxes finite.
+
+    Args:
+        predicted: l, t, r, b, at least 0, in strides, (N, 4).
+        target: Same.
+
+    Returns:
+        IoU (N,) and generalised IoU (N,).
+    """
+    predicted_area = (predicted[:, 0] + predicted[:, 2]) * (predicted[:, 1] + predicted[:, 3])
+    target_area = (target[:, 0] + target[:, 2]) * (target[:, 1] + target[:, 3])
+    low = torch.minimum(predicted, target)
+    high = torch.maximum(predicted, target)
+    intersection = (low[:, 0] + low[:, 2]) * (low[:, 1] + low[:, 3])
+    hull = (high[:, 0] + high[:, 2]) * (high[:, 1] + high[:, 3])
+    union = predicted_area + target_area - intersection
+    iou = (intersection + 1) / (union + 1)
+    return iou, iou - (hull - union) / hull.clamp(min=1e-7)
+
+
+def centerness(distances: Tensor) -> Tensor:
+    """Return how central each location lies in its box, in [0, 1].
+
+    Source: FCOS (arXiv:1904.01355), equation 3.
+
+    Args:
+        distances: l, t, r, b, positive, (N, 4).
+
+    Returns:
+        (N,).
+    """
+    horizontal, vertical = distances[:, [0, 2]], distances[:, [1, 3]]
+    ratio = (horizontal.amin(dim=1) / horizontal.amax(dim=1)) * (
+        vertical.amin(dim=1) / vertical.amax(dim=1)
+    )
+    return ratio.sqrt()
+
+
+def dice_loss(probability: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return 1 - 2 sum(x t) / (sum x^2 + sum t^2 + eps) per row.
+
+    Source: V-Net (arXiv:1606.04797), equation 1, with the squared denominator of CondInst.
+
+    Args:
+        probability: In [0, 1], (N, K).
+        target: In [0, 1], (N, K).
+        eps: Keeps an empty pair finite.
+
+    Returns:
+        One loss per row in [0, 1], (N,).
+    """
+    probability, target = probability.float(), target.float()
+    overlap = (probability * target).sum(dim=1)
+    total = probability.square().sum(dim=1) + target.square().sum(dim=1) + eps
+    return 1 - 2 * overlap / total
+
+
+def projection_loss(mask_logits: Tensor, box_masks: Tensor) -> Tensor:
+    """Dice between the column and row maxima of a mask and of its box.
+
+    Source: BoxInst (arXiv:2012.02310), the projection term. The sigmoid is taken after the
+    maximum, which it commutes with.
+
+    Args:
+        mask_logits: (N, h, w).
+        box_masks: 1 inside the box, 0 outside, (N, h, w).
+
+    Returns:
+        One loss per instance in [0, 2], (N,).
+    """
+    loss = mask_logits.new_zeros(len(mask_logits))
+    for axis in (1, 2):
+        mask_profile = mask_logits.float().amax(dim=axis).sigmoid()
+        loss = loss + dice_loss(mask_profile, box_masks.amax(dim=axis))
+    return loss
+
+
+def pairwise_loss(
+    mask_logits: Tensor, box_masks: Tensor, edges: Tensor, image_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum of -log P(same label) over the similar pairs that start inside the boxes, and their number.
+
+    Source: BoxInst (arXiv:2012.02310), the pairwise term in its "positive pairs only" form. With
+    p = sigmoid(z), -log(p_i p_j + (1 - p_i)(1 - p_j)) =
+    softplus(-z_i) + softplus(-z_j) - softplus(-z_i - z_j), which never leaves log space. The value
+    is symmetric, so each unordered pair is computed once and counted for each end in the box.
+
+    Args:
+        mask_logits: (N, h, w).
+        box_masks: 1 inside the box, 0 outside, (N, h, w).
+        edges: Whether the pair (i, j) of each unordered offset counts from its first end, and from
+            its second, (2, 4, B, h, w) bool; see `affinity.directed_edges`.
+        image_index: Image of each instance, (N,).
+
+    Returns:
+        Sum and number of pairs, scalars; divide one by the other over all instances jointly.
+    """
+    inside = box_masks > 0
+    logits = mask_logits.float()
+    loss = logits.new_zeros(())
+    pairs = logits.new_zeros(())
+    for number, offset in enumerate(PAIR_OFFSETS):
+        first, second = shifted_pair(inside, offset)
+        from_first, _ = shifted_pair(edges[0, number], offset)
+        from_second, _ = shifted_pair(edges[1, number], offset)
+        counted_first = first & from_first[image_index]
+        counted_second = second & from_second[image_index]
+        n, y, x = (counted_first | counted_second).nonzero(as_tuple=True)
+        times = counted_first[n, y, x].float() + counted_second[n, y, x].float()
+        logits_first, logits_second = shifted_pair(logits, offset)
+        z_first, z_second = logits_first[n, y, x], logits_second[n, y, x]
+        value = F.softplus(-z_first) + F.softplus(-z_second) - F.softplus(-z_first - z_second)
+        loss = loss + (value * times).sum()
+        pairs = pairs + times.sum()
+    return loss, pairs
