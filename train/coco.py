@@ -536,7 +536,10 @@ class CocoBoxes(Dataset[Sample]):
             annotated = replace(annotated, depth=depth)
         return annotated
 
-    def __getitem__(self, index: int) -> Sample:
-        """One image, scaled and perhaps flipped, with its targets."""
-        epoch = int(self._epoch.item())
+    def sample(self, index: int, *, epoch: int) -> Sample:
+        """One image as an epoch sees it, scaled and perhaps flipped, with its targets."""
         return self._transform(self.load(index), self._mirrored, epoch=epoch, index=index)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One image as the current epoch sees it."""
+        return self.sample(index, epoch=int(self._epoch.item()))
