@@ -1,0 +1,897 @@
+"""The training loop: one step, the order of the data, validation, saving, resuming.
+
+Lightning Fabric carries devices, precision and processes; the loop is ours. All state lives
+between two optimizer steps: whoever stops the run there loses nothing, and the steps that follow
+`--resume` are, on a CPU, bit for bit those of the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from boxseg.checkpoint import load_model, model_payload, save_model, write_atomically
+from boxseg.config import ModelConfig
+from boxseg.errors import BoxSegError, DataError, FileMismatchError
+from boxseg.inference import TorchBackend
+from boxseg.runtime.accuracy import Accuracy, evaluate
+from boxseg.student import DensePredictions, Student
+from boxseg.train.coco import CocoBoxes
+from boxseg.train.criterion import Criterion, StepContext, build_criterion
+from boxseg.train.recipe import Recipe, differences, expand_path, parse_recipe, recipe_yaml
+from boxseg.train.reports import Reports, StepReport
+from boxseg.train.trainer_state import (
+    Best,
+    TrainerState,
+    capture_random,
+    load_trainer_state,
+    restore_random,
+    save_trainer_state,
+)
+from boxseg.train.transforms import Batch, Geometry, Sample, collate
+
+CONFIG_FILE = "config.yaml"
+TRAINER_FILE = "trainer.pt"
+LAST_FILE = "last.pt"
+BEST_FILE = "best.pt"
+NONFINITE_FILE = "nonfinite_batch.pt"
+TRAIN_JSON = "train.json"
+VALIDATION_JSON = "val.json"
+
+
+class Interrupted(Exception):
+    """Ctrl-C or a termination signal, after the run was saved."""
+
+    def __init__(self, step: int) -> None:
+        """Keep the number of steps that are done and saved."""
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
+class NonFiniteLossError(BoxSegError):
+    """A loss became infinite or no number; the batch was saved."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is given beside its recipe."""
+
+    data: Path
+    """Folder with train.json and val.json."""
+    out: Path
+    """Run folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N, or an index N of a GPU."""
+    devices: int = 1
+    """Processes on this machine, one device each."""
+    weights: Path | None = None
+    """Model file to start from."""
+    resume: bool = False
+    """Continue the run in `out`."""
+    strict: bool = False
+    """Make defects of the data errors."""
+
+
+# ---------------------------------------------------------------------------------------------
+# The order of the data
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """One image of one epoch."""
+
+    epoch: int
+    index: int
+
+
+def image_order(seed: int, epoch: int, images: int) -> npt.NDArray[np.int64]:
+    """Return the order of the images in an epoch, (images,)."""
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, 0xDA7A))))
+    return generator.permutation(images)
+
+
+class StepSampler(Sampler[list[SampleKey]]):
+    """Batches of a stream of epochs, addressed by optimizer step.
+
+    Epoch follows epoch without a gap: where the number of images is no multiple of the batch
+    size, a batch holds the end of one and the start of the next. What step s sees depends on
+    seed and s alone, never on where the run was started; several processes share the batch that
+    one process would see.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Describe the stream.
+
+        Args:
+            images: Images per epoch.
+            batch_size: Images per step over all processes.
+            seed: Seed of the run.
+            first_step: Step that the first batch belongs to, from 0.
+            last_step: One past the last step.
+            rank: Number of this process.
+            processes: Number of processes; must divide batch_size.
+        """
+        if batch_size % processes:
+            raise ValueError(
+                f"data.batch_size must be a multiple of the {processes} devices, got {batch_size}"
+            )
+        self._images = images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._steps = range(first_step, last_step)
+        self._share = slice(
+            rank * batch_size // processes, (rank + 1) * batch_size // processes
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Yield this process's part of each step's batch."""
+        drawn_epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in self._steps:
+            keys = []
+            for position in range(step * self._batch_size, (step + 1) * self._batch_size):
+                epoch, place = divmod(position, self._images)
+                if epoch != drawn_epoch:
+                    drawn_epoch, order = epoch, image_order(self._seed, epoch, self._images)
+                keys.append(SampleKey(epoch, int(order[place])))
+            yield keys[self._share]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Takes the place of a batch with an image that cannot be read."""
+
+    message: str
+
+
+class KeyedSamples(Dataset["Sample | Unreadable"]):
+    """The images of a data set, addressed by epoch and index.
+
+    A loader process reports an unreadable image as a value: an exception would reach the run as
+    the text of a traceback.
+    """
+
+    def __init__(self, images: CocoBoxes) -> None:
+        """Wrap a data set."""
+        self._images = images
+
+    def __getitem__(self, key: SampleKey) -> Sample | Unreadable:
+        """Return the image as the epoch sees it."""
+        try:
+            return self._images.sample(key.index, epoch=key.epoch)
+        except DataError as error:
+            return Unreadable(str(error))
+
+
+def collate_readable(samples: list[Sample | Unreadable]) -> Batch | Unreadable:
+    """Collate samples, or return the first complaint."""
+    good = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    for sample in samples:
+        if isinstance(sample, Unreadable):
+            return sample
+    return collate(good)
+
+
+def _leave_interrupts_to_the_run(_: int) -> None:
+    """Let a loader process live through Ctrl-C: the run finishes its step and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def data_identity(images: CocoBoxes, annotation_file: Path) -> dict[str, Any]:
+    """Return what tells this data from other data, as plain values."""
+    return {
+        "classes": list(images.classes),
+        "category_ids": list(images.category_ids),
+        "images": len(images),
+        "annotations_sha256": hashlib.sha256(annotation_file.read_bytes()).hexdigest(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# The step
+
+
+class StepInput:
+    """Batch and step number; a plain object, so that Fabric passes it on untouched."""
+
+    __slots__ = ("batch", "step")
+
+    def __init__(self, batch: Batch, step: int) -> None:
+        """Keep both."""
+        self.batch = batch
+        self.step = step
+
+
+def _float32(predictions: DensePredictions) -> DensePredictions:
+    """Return predictions whose floating point tensors are float32."""
+    assert is_dataclass(predictions)
+    return replace(
+        predictions,
+        **{
+            field.name: value.float()
+            for field in fields(predictions)
+            if (value := getattr(predictions, field.name)).is_floating_point()
+        },
+    )
+
+
+class TrainingStep(nn.Module):
+    """Student and terms as one module: images in, one loss per term out.
+
+    All that learns is inside, so that one wrapper serves several processes and mixed precision.
+    """
+
+    def __init__(
+        self, student: Student, criterion: Criterion, mean_over_ranks: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            student: The network.
+            criterion: The terms.
+            mean_over_ranks: Averages a scalar over all processes.
+        """
+        super().__init__()
+        self.student = student
+        self.criterion = criterion
+        self._mean_over_ranks = mean_over_ranks
+
+    def forward(self, given: StepInput) -> dict[str, Tensor]:
+        """Return the loss of each term, already weighted.
+
+        The network runs in the precision of the run, the terms always in float32.
+        """
+        predictions = self.student(given.batch.images)
+        with torch.autocast(given.batch.images.device.type, enabled=False):
+            losses: dict[str, Tensor] = self.criterion(
+                StepContext(
+                    student=self.student,
+                    predictions=_float32(predictions),
+                    batch=given.batch,
+                    step=given.step,
+                    mean_over_ranks=self._mean_over_ranks,
+                )
+            )
+        return losses
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return the batch norms inside a module."""
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+def freeze(student: Student, *, stages: int, batch_norms: bool) -> None:
+    """Exclude parts of the backbone from learning; see also `train_mode`.
+
+    Args:
+        student: The network.
+        stages: Stages of the backbone to freeze, counted from the image.
+        batch_norms: Freeze every batch norm of the backbone.
+    """
+    backbone = student.backbone
+    for stage in list(backbone.stages)[:stages]:
+        stage.requires_grad_(False)
+    if batch_norms:
+        for norm in _batch_norms(backbone.stages):
+            norm.requires_grad_(False)
+
+
+def train_mode(step: nn.Module, student: Student, *, stages: int, batch_norms: bool) -> None:
+    """Set everything to train mode except the statistics of what is frozen."""
+    step.train()
+    for stage in list(student.backbone.stages)[:stages]:
+        stage.eval()
+    if batch_norms:
+        for norm in _batch_norms(student.backbone.stages):
+            norm.eval()
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a start from another model took over."""
+
+    classes_matched: tuple[str, ...]
+    classes_new: tuple[str, ...]
+    classes_dropped: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    """Tensors of another shape, which keep their initial values: `name: theirs -> ours`."""
+    missing: tuple[str, ...]
+    """Tensors that the other model does not have."""
+    taken: int
+    """Tensors taken over."""
+
+    def lines(self) -> list[str]:
+        """Return the list that the user is shown."""
+        lines = [
+            f"classes taken over: {', '.join(self.classes_matched) or 'none'}",
+            f"classes newly initialised: {', '.join(self.classes_new) or 'none'}",
+        ]
+        if self.classes_dropped:
+            lines.append(f"classes left behind: {', '.join(self.classes_dropped)}")
+        lines.append(f"tensors taken over: {self.taken}")
+        lines += [f"tensor of another shape, newly initialised: {name}" for name in self.mismatched]
+        lines += [f"tensor not in the file, newly initialised: {name}" for name in self.missing]
+        return lines
+
+
+CLASS_TENSORS = ("head.class_logits.weight", "head.class_logits.bias")
+"""State of the student whose first dimension is the classes."""
+
+
+def transfer_weights(source: Student, target: Student) -> Transfer:
+    """Copy what fits from one student to another, classes by name.
+
+    Args:
+        source: Where the weights come from.
+        target: Overwritten where names and shapes agree; a class of the same name gets its row
+            of the classifier.
+    """
+    theirs, ours = source.state_dict(), target.state_dict()
+    old, new = source.config.classes, target.config.classes
+    matched = tuple(name for name in new if name in old)
+    mismatched, missing, taken = [], [], 0
+    for name, value in ours.items():
+        other = theirs.get(name)
+        if other is None:
+            missing.append(name)
+        elif name in CLASS_TENSORS and other.shape[1:] == value.shape[1:]:
+            for class_name in matched:
+                value[new.index(class_name)] = other[old.index(class_name)]
+            taken += bool(matched)
+        elif other.shape != value.shape:
+            mismatched.append(f"{name}: {list(other.shape)} -> {list(value.shape)}")
+        else:
+            value.copy_(other)
+            taken += 1
+    return Transfer(
+        classes_matched=matched,
+        classes_new=tuple(name for name in new if name not in old),
+        classes_dropped=tuple(name for name in old if name not in new),
+        mismatched=tuple(mismatched),
+        missing=tuple(missing),
+        taken=taken,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Interrupts and devices
+
+
+class Interrupts:
+    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between steps.
+
+    A second signal raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self) -> None:
+        """Start without a request."""
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Take over the signals; outside the main thread, where that is impossible, do nothing."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._ask)
+            except ValueError:
+                break
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def open_fabric(device: str, devices: int, precision: str) -> Fabric:
+    """Return Fabric for a device as a user writes it.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or N.
+        devices: Processes on this machine, one device each.
+        precision: 32-true, bf16-mixed or 16-mixed.
+
+    Raises:
+        ValueError: if the device is not known or not there, or cannot do the precision.
+    """
+    name, _, index = device.partition(":")
+    if device.isdigit():
+        name, index = "cuda", device
+    if name == "gpu":
+        name = "cuda"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if name not in ("cpu", "cuda") or (index and not index.isdigit()) or (index and name == "cpu"):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {device}")
+    if devices < 1:
+        raise ValueError(f"--devices must be at least 1, got {devices}")
+    if name == "cuda" and not gpus:
+        raise ValueError(f"--device {device}: torch finds no CUDA GPU here; use --device cpu")
+    if name == "cuda" and (devices > gpus or (index and int(index) >= gpus)):
+        raise ValueError(
+            f"--device {device} --devices {devices}: this machine has {gpus} GPU(s)"
+        )
+    if index and devices > 1:
+        raise ValueError(f"--device {device} names one GPU, --devices asks for {devices}")
+    if name == "cpu" and precision == "16-mixed":
+        raise ValueError("--precision 16-mixed needs a GPU; a CPU can do 32-true and bf16-mixed")
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Fabric(
+        accelerator=name,
+        devices=[int(index)] if index else devices,
+        strategy="ddp" if devices > 1 or launched else "auto",
+        precision=cast(Any, precision),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _gather(fabric: Fabric, value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the value of every process, in the order of their ranks."""
+    if fabric.world_size == 1:
+        return [value]
+    values: list[dict[str, Any]] = [{} for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+
+
+class Engine:
+    """One run: built from a recipe and data, or continued from its folder."""
+
+    def __init__(self, recipe: Recipe, settings: RunSettings) -> None:
+        """Build everything; nothing is written yet.
+
+        Raises:
+            ValueError: if the recipe does not fit the data or the machine.
+            DataError: if the data cannot be used.
+            FileMismatchError: if weights or trainer.pt cannot be used.
+        """
+        self.recipe = recipe
+        self.settings = settings
+        saved = self._saved_run() if settings.resume else None
+        self.fabric = open_fabric(settings.device, settings.devices, recipe.precision)
+        self.fabric.launch()
+        self.images = self._open_data()
+        config = recipe.model.build(self.images.classes, self.images.category_ids)
+        seed_everything(recipe.seed)
+        self.student = self._build_student(config, start=saved is None)
+        criterion = build_criterion(recipe.terms)
+        freeze(
+            self.student,
+            stages=recipe.model.frozen_stages,
+            batch_norms=recipe.model.frozen_bn,
+        )
+        step = TrainingStep(self.student, criterion, self._mean_over_ranks)
+        self.criterion = criterion
+        self.optimizer = torch.optim.SGD(
+            [parameter for parameter in step.parameters() if parameter.requires_grad],
+            lr=recipe.schedule.lr,
+            momentum=recipe.schedule.momentum,
+            weight_decay=recipe.schedule.weight_decay,
+        )
+        self.module, self.fabric_optimizer = self.fabric.setup(step, self.optimizer)
+        self.step = 0
+        self.best = Best()
+        self.validated_step = 0
+        self.identity = data_identity(self.images, settings.data / TRAIN_JSON)
+        seed_everything(recipe.seed + self.fabric.global_rank)
+        if saved is not None:
+            self._restore(saved)
+        self.interrupts = Interrupts()
+
+    # ---- building -------------------------------------------------------------------------
+
+    def _saved_run(self) -> TrainerState:
+        """Read trainer.pt of the run to continue and refuse a changed recipe."""
+        path = self.settings.out / TRAINER_FILE
+        state = load_trainer_state(path)
+        changed = differences(parse_recipe(state.recipe, source=str(path)), self.recipe)
+        if changed:
+            raise ValueError(
+                f"--resume: the recipe differs from the one that {self.settings.out} was started "
+                f"with: {'; '.join(changed)}; undo that, or start a new run with --out"
+            )
+        return state
+
+    def _open_data(self) -> CocoBoxes:
+        data = self.recipe.data
+        return CocoBoxes(
+            self.settings.data / TRAIN_JSON,
+            self.settings.data,
+            transform=Geometry(
+                short_sides=data.short_sides,
+                long_side=data.long_side,
+                flip=data.flip,
+                seed=self.recipe.seed,
+            ),
+            classes=data.classes,
+            with_masks=self.recipe.uses_masks,
+            strict=self.settings.strict,
+        )
+
+    def _build_student(self, config: ModelConfig, *, start: bool) -> Student:
+        """Build the network; backbone weights are read only where a run starts from them."""
+        weights = self.recipe.model.weights
+        self.transfer: Transfer | None = None
+        if start and self.settings.weights is not None:
+            source = load_model(self.settings.weights)
+            student = Student(config)
+            with torch.no_grad():
+                self.transfer = transfer_weights(source, student)
+            return student
+        if start and weights is not None:
+            if "/" in weights or "$" in weights or weights.endswith((".pth", ".pt")):
+                path = expand_path(weights, "model.weights")
+                if not path.is_file():
+                    raise FileMismatchError(
+                        f"model.weights: there is no file {path}; give another with "
+                        "-o model.weights=FILE, or -o model.weights=null for random weights"
+                    )
+                weights = str(path)
+            return Student(config, weights)
+        return Student(config)
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Average a scalar over all processes."""
+        if self.fabric.world_size == 1:
+            return value
+        return cast(Tensor, self.fabric.all_reduce(value.detach(), reduce_op="mean"))
+
+    def _restore(self, state: TrainerState) -> None:
+        """Go back to the moment that trainer.pt holds."""
+        path = self.settings.out / TRAINER_FILE
+        for name, value in self.identity.items():
+            if state.data.get(name) != value:
+                raise ValueError(
+                    f"--resume: {self.settings.data / TRAIN_JSON} is not the data that "
+                    f"{self.settings.out} was started with ({name} differs)"
+                )
+        if len(state.random) != self.fabric.world_size:
+            raise ValueError(
+                f"--resume: {path} was written by {len(state.random)} process(es), "
+                f"this run has {self.fabric.world_size}; use --devices {len(state.random)}"
+            )
+        try:
+            self.student.load_state_dict(state.model["state_dict"])
+            self.criterion.load_state_dict(state.criterion)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.fabric.strategy.precision.load_state_dict(state.precision)
+            restore_random(state.random[self.fabric.global_rank], self.fabric.device)
+        except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FileMismatchError(f"{path} does not fit this run: {reason}") from error
+        self.step = state.step
+        self.best = state.best
+        self.validated_step = state.validated_step
+
+    def _loader(self) -> DataLoader[Sample | Unreadable]:
+        data = self.recipe.data
+        sampler = StepSampler(
+            len(self.images),
+            data.batch_size,
+            seed=self.recipe.seed,
+            first_step=self.step,
+            last_step=self.recipe.schedule.max_iters,
+            rank=self.fabric.global_rank,
+            processes=self.fabric.world_size,
+        )
+        return DataLoader(
+            KeyedSamples(self.images),
+            batch_sampler=cast(Any, sampler),
+            num_workers=data.workers,
+            collate_fn=collate_readable,
+            worker_init_fn=_leave_interrupts_to_the_run,
+            pin_memory=self.fabric.device.type == "cuda",
+            prefetch_factor=4 if data.workers else None,
+            # a generator of its own: the workers' seeds must not be drawn from the run's
+            generator=torch.Generator(),
+        )
+
+    # ---- the loop -------------------------------------------------------------------------
+
+    def epoch_of(self, step: int) -> int:
+        """Return how many epochs are complete after `step` steps."""
+        return step * self.recipe.data.batch_size // len(self.images)
+
+    def fit(self, reports: Reports) -> None:
+        """Train from the current step to the last one.
+
+        Raises:
+            Interrupted: after Ctrl-C or SIGTERM, when the run is saved.
+            NonFiniteLossError: if a loss stops being a number.
+        """
+        last = self.recipe.schedule.max_iters
+        with self.interrupts, reports:
+            if self.step and self._validation_due() and self.validated_step != self.step:
+                self._validate(reports)
+            self._train_mode()
+            batches = iter(self._loader())
+            while self.step < last:
+                self._one_step(batches, reports)
+                if self._asked_to_stop():
+                    self.save()
+                    raise Interrupted(self.step)
+                if self._validation_due():
+                    self.save()
+                    self._validate(reports)
+                    self._train_mode()
+                elif self.epoch_of(self.step) != self.epoch_of(self.step - 1):
+                    self.save()
+            reports.finish()
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was asked to stop."""
+        if self.fabric.world_size == 1:
+            return self.interrupts.asked
+        flag = torch.tensor(float(self.interrupts.asked), device=self.fabric.device)
+        return bool(cast(Tensor, self.fabric.all_reduce(flag, reduce_op="sum")) > 0)
+
+    def _train_mode(self) -> None:
+        train_mode(
+            self.module,
+            self.student,
+            stages=self.recipe.model.frozen_stages,
+            batch_norms=self.recipe.model.frozen_bn,
+        )
+
+    def _one_step(self, batches: Iterator[Any], reports: Reports) -> None:
+        begin = time.perf_counter()
+        batch = next(batches)
+        if isinstance(batch, Unreadable):
+            raise DataError(batch.message)
+        loaded = time.perf_counter()
+        rate = self.recipe.schedule.learning_rate(self.step)
+        losses = self.train_on(batch, rate)
+        self.step += 1
+        reports.step(
+            StepReport(
+                step=self.step,
+                epoch=self.step * self.recipe.data.batch_size / len(self.images),
+                losses=losses,
+                learning_rate=rate,
+                data_seconds=loaded - begin,
+                step_seconds=time.perf_counter() - loaded,
+            )
+        )
+
+    def train_on(self, batch: Batch, rate: float) -> dict[str, float]:
+        """Make one optimizer step.
+
+        Args:
+            batch: Images and boxes, on any device.
+            rate: Learning rate.
+
+        Returns:
+            The loss of each term, averaged over the processes.
+
+        Raises:
+            NonFiniteLossError: before the weights are touched; the batch is saved.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        moved = batch.to(self.fabric.device, non_blocking=True)
+        losses = self.module(StepInput(moved, self.step))
+        stacked = torch.stack([value.detach().float() for value in losses.values()])
+        if self.fabric.world_size > 1:
+            stacked = cast(Tensor, self.fabric.all_reduce(stacked, reduce_op="mean"))
+        values = dict(zip(losses, stacked.tolist(), strict=True))
+        if not all(math.isfinite(value) for value in values.values()):
+            self._refuse(batch, values, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(cast(Tensor, sum(losses.values())))
+        if self.recipe.schedule.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self.module,
+                self.fabric_optimizer,
+                max_norm=self.recipe.schedule.clip_norm,
+                error_if_nonfinite=False,
+            )
+        self.fabric_optimizer.step()
+        return values
+
+    def _refuse(self, batch: Batch, losses: Mapping[str, float], rate: float) -> None:
+        """Save the batch that gave a non-finite loss and stop."""
+        path = self.settings.out / NONFINITE_FILE
+        if self.fabric.is_global_zero:
+            write_atomically(
+                path,
+                {
+                    "step": self.step,
+                    "losses": dict(losses),
+                    "lr": rate,
+                    "images": batch.images,
+                    "sizes": batch.sizes,
+                    "boxes": list(batch.boxes),
+                    "labels": list(batch.labels),
+                    "image_ids": list(batch.image_ids),
+                    "file_names": list(batch.file_names),
+                    "state_dict": self.student.state_dict(),
+                },
+            )
+        bad = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
+        advice = f"lower schedule.lr (now {self.recipe.schedule.lr:g})"
+        if self.recipe.schedule.clip_norm is None:
+            advice += ", set -o schedule.clip_norm=10"
+        if self.recipe.precision != "32-true":
+            advice += ", use --precision 32-true"
+        raise NonFiniteLossError(
+            f"the loss {bad} is not finite at step {self.step}; the batch "
+            f"({', '.join(batch.file_names)}) is saved in {path}, the weights are those of the "
+            f"last save; {advice}, or lengthen schedule.warmup_steps "
+            f"(now {self.recipe.schedule.warmup_steps})"
+        )
+
+    def is_complete(self) -> bool:
+        """Whether the last step and its validation are done."""
+        last = self.recipe.schedule.max_iters
+        return self.step >= last and self.validated_step == self.step
+
+    def opening_lines(self) -> list[str]:
+        """Return what is worth saying before the first step."""
+        parameters = sum(value.numel() for value in self.student.parameters())
+        lines = [
+            *self.images.notes,
+            f"data: {len(self.images)} images, {self.images.num_boxes} boxes, "
+            f"{len(self.images.classes)} classes",
+            f"network: {self.recipe.model.backbone}, {parameters / 1e6:.1f} M parameters; "
+            f"device {self.fabric.device}, {self.fabric.world_size} process(es), "
+            f"{self.recipe.precision}",
+        ]
+        if self.transfer is not None:
+            lines.append(f"start from {self.settings.weights}:")
+            lines += [f"  {line}" for line in self.transfer.lines()]
+        if self.step:
+            lines.append(f"resumed after step {self.step}")
+        lines.append(f"run folder: {self.settings.out}")
+        return lines
+
+    # ---- saving and scoring ---------------------------------------------------------------
+
+    def model_metadata(self) -> dict[str, Any]:
+        """Return what a model file says about its run."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "data": dict(self.identity),
+            "step": self.step,
+            "best": {"score": self.best.score, "step": self.best.step},
+        }
+
+    def save(self) -> None:
+        """Write trainer.pt and last.pt; all processes call this together."""
+        generators = _gather(self.fabric, capture_random(self.fabric.device))
+        if self.fabric.is_global_zero:
+            model = model_payload(self.student, metadata=self.model_metadata())
+            save_trainer_state(
+                self.settings.out / TRAINER_FILE,
+                TrainerState(
+                    step=self.step,
+                    model=model,
+                    optimizer=self.optimizer.state_dict(),
+                    criterion=self.criterion.state_dict(),
+                    precision=dict(self.fabric.strategy.precision.state_dict()),
+                    random=generators,
+                    recipe=self.recipe.model_dump(mode="json"),
+                    data=self.identity,
+                    validated_step=self.validated_step,
+                    best=self.best,
+                ),
+            )
+            write_atomically(self.settings.out / LAST_FILE, model)
+        self.fabric.barrier()
+
+    def start_folder(self) -> None:
+        """Make the run folder with its config.yaml."""
+        if self.fabric.is_global_zero:
+            self.settings.out.mkdir(parents=True, exist_ok=True)
+            path = self.settings.out / CONFIG_FILE
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(recipe_yaml(self.recipe), encoding="utf-8")
+            os.replace(temporary, path)
+        self.fabric.barrier()
+
+    def _validation_due(self) -> bool:
+        every = self.recipe.validation.every_steps
+        at_end = self.step >= self.recipe.schedule.max_iters
+        return at_end or (every is not None and self.step % every == 0)
+
+    def _validate(self, reports: Reports) -> None:
+        """Score the student, keep it if it is the best, and report."""
+        self.student.eval()
+        if self.fabric.is_global_zero:
+            self._score(reports)
+        self.validated_step = self.step
+        self.save()
+
+    def _score(self, reports: Reports) -> None:
+        annotation_file = self.settings.data / VALIDATION_JSON
+        if not annotation_file.is_file():
+            reports.note(f"not validated: there is no {annotation_file}")
+            return
+        try:
+            from boxseg.runtime.segmenter import Segmenter
+        except ImportError:
+            reports.note("not validated: runtime unfinished")
+            return
+        segmenter = Segmenter(TorchBackend(self.student, str(self.fabric.device)), conf=0.0)
+
+        def heed_interrupts(done: int, total: int) -> None:
+            if self.interrupts.asked:
+                raise Interrupted(self.step)
+
+        accuracy = evaluate(
+            segmenter,
+            annotation_file,
+            self.settings.data,
+            max_images=self.recipe.validation.max_images,
+            progress=heed_interrupts,
+        )
+        score = validation_score(accuracy, by_masks=self.recipe.uses_masks)
+        improved = score > self.best.score
+        if improved:
+            self.best = Best(score, self.step)
+            save_model(
+                self.settings.out / BEST_FILE, self.student, metadata=self.model_metadata()
+            )
+        reports.validation(self.step, accuracy.as_dict(), score=score, improved=improved)
+        reports.pictures(segmenter, annotation_file, self.settings.data)
+
+
+def validation_score(accuracy: Accuracy, *, by_masks: bool) -> float:
+    """Return the number by which the best weights are chosen, in [0, 1].
+
+    Box AP times tightness of the masks, because users of box supervision have no masks; mask AP
+    only where the recipe is supervised by masks.
+    """
+    if by_masks and accuracy.mask is not None:
+        return accuracy.mask.ap or 0.0
+    return accuracy.box_quality

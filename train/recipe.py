@@ -1,0 +1,372 @@
+"""The recipe of a run: network, data, schedule and terms, read from YAML.
+
+A recipe is frozen after reading. `-o a.b=c` on the command line replaces one value; the value is
+YAML, so `-o model.imgsz=[320,640]`, `-o terms.pairwise.threshold=0.2` and `-o terms.pairwise=null`
+(which removes the term) all mean what they look like.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from boxseg.config import BackboneName, FinalRule, ModelConfig, Norm, Score0Rule
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+TermOptions = dict[str, bool | int | float | str]
+ScreenSize = tuple[int, int]
+
+
+class _Section(BaseModel):
+    """A frozen part of a recipe that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelRecipe(_Section):
+    """The network (fields of ModelConfig, see there) and where its weights start."""
+
+    backbone: BackboneName = "resnet50"
+    fpn_channels: int = 256
+    tower_channels: int = 256
+    tower_depth: int = 4
+    tower_norm: Norm = "group"
+    mask_channels: int = 16
+    mask_branch_channels: int = 128
+    mask_branch_depth: int = 4
+    mask_head_channels: int = 8
+    mask_head_layers: int = 3
+    score0: Score0Rule = "sqrt_cls_quality"
+    final_score: FinalRule = "score0"
+    imgsz: ScreenSize = (800, 1344)
+    short_long: ScreenSize | None = None
+    candidate_score: float = 0.05**0.5
+    nms_iou: float = 0.6
+    candidates: int = 1000
+    max_det: int = 100
+
+    weights: str | None = None
+    """Where the backbone starts: a torchvision weight name (IMAGENET1K_V2), the path of a
+    torchvision state_dict (environment variables are expanded), or null for random weights."""
+    frozen_stages: int = Field(default=0, ge=0, le=5)
+    """Stages of the backbone, counted from the image, that stay as they start."""
+    frozen_bn: bool = False
+    """Keep the backbone's batch norms as they start: statistics, scale and shift."""
+
+    @model_validator(mode="after")
+    def _network_is_possible(self) -> Self:
+        """Let ModelConfig refuse contradictions before any data is read."""
+        self.build(classes=("any",), category_ids=(1,))
+        return self
+
+    def build(self, classes: Sequence[str], category_ids: Sequence[int]) -> ModelConfig:
+        """Return the network's config for the classes of a data set."""
+        own = {"weights", "frozen_stages", "frozen_bn"}
+        return ModelConfig(
+            classes=tuple(classes),
+            category_ids=tuple(category_ids),
+            **self.model_dump(exclude=own),
+        )
+
+
+def _flip_setting(value: object) -> object:
+    """Undo YAML 1.1, which reads a bare on and off as booleans."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+class DataRecipe(_Section):
+    """How images are drawn and resized."""
+
+    short_sides: Annotated[tuple[int, ...], Field(min_length=1)] = (640, 672, 704, 736, 768, 800)
+    """Short sides in pixels; one is drawn per image."""
+    long_side: int = Field(default=1333, ge=32)
+    """The long side is never longer than this, in pixels."""
+    flip: Annotated[
+        Literal["off", "on"] | dict[str, str], BeforeValidator(_flip_setting)
+    ] = "on"
+    """Mirror half of the images: off, on, or {left class: right class} to swap names as well."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images per optimizer step, over all devices."""
+    workers: int = Field(default=2, ge=0)
+    """Loader processes per device; 0 loads in the training process. Never changes the numbers."""
+    classes: tuple[str, ...] | None = None
+    """Train on these classes only, in this order; null takes all classes of the file."""
+
+    @model_validator(mode="after")
+    def _sides_are_possible(self) -> Self:
+        for side in self.short_sides:
+            if not 32 <= side <= self.long_side:
+                raise ValueError(
+                    f"data.short_sides must lie between 32 and data.long_side "
+                    f"({self.long_side}), got {side}"
+                )
+        return self
+
+
+class ScheduleRecipe(_Section):
+    """Length, learning rate and SGD."""
+
+    max_iters: int = Field(default=90_000, ge=1)
+    """Optimizer steps."""
+    lr: float = Field(default=0.01, gt=0)
+    """Learning rate after the warm-up, for the recipe's batch size."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """On every parameter, norms and biases included."""
+    warmup_steps: int = Field(default=1000, ge=0)
+    """Optimizer steps over which the rate rises linearly from lr / 1000."""
+    milestones: tuple[float, ...] = (0.7, 0.9)
+    """Fractions of max_iters at which the rate is divided by ten."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient of all parameters; null does not clip."""
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> Self:
+        inside = all(0.0 < milestone < 1.0 for milestone in self.milestones)
+        if not inside or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(
+                f"schedule.milestones must be rising fractions in (0, 1), got {self.milestones}"
+            )
+        return self
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of optimizer step `step`, counted from 0."""
+        passed = sum(step >= round(milestone * self.max_iters) for milestone in self.milestones)
+        rate = self.lr * 0.1**passed
+        if step < self.warmup_steps:
+            start = 1e-3
+            rate *= start + (1.0 - start) * step / self.warmup_steps
+        return rate
+
+
+class ValidationRecipe(_Section):
+    """When and on how much the student is scored while it trains."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between validations; null validates at the end only, which always happens."""
+    max_images: int | None = Field(default=None, ge=1)
+    """Score the first images of val.json only; null scores all."""
+
+
+class Recipe(_Section):
+    """All that decides the numbers of a run, except the data and the devices."""
+
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    terms: dict[str, TermOptions]
+    """The parts of the loss by name, each with its options; see boxseg.train.criterion."""
+    validation: ValidationRecipe = ValidationRecipe()
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides initial weights, data order and geometry."""
+    precision: Precision = "32-true"
+
+    @model_validator(mode="after")
+    def _has_terms(self) -> Self:
+        if not self.terms:
+            raise ValueError("terms is empty; a recipe needs at least one term")
+        return self
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether the recipe is supervised by true masks."""
+        return "mask_dice" in self.terms
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that also reads 1e-4 as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> object:
+    """Return the value of a YAML text; no tag can build a Python object.
+
+    Raises:
+        ValueError: one line with source, line and problem.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{source}{line}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise ValueError(f"{source}: not valid YAML: nested too deeply") from None
+
+
+def _section_at(path: tuple[str, ...]) -> type[BaseModel] | None:
+    """Return the recipe section that a path names, or None inside free mappings."""
+    section: type[BaseModel] = Recipe
+    for name in path:
+        field = section.model_fields.get(name)
+        kind = field.annotation if field is not None else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        section = kind
+    return section
+
+
+def _set_override(values: dict[str, Any], override: str) -> None:
+    """Write one `a.b=c` into the raw recipe."""
+    path, equals, text = override.partition("=")
+    names = tuple(name.strip() for name in path.split("."))
+    if not equals or not all(names):
+        raise ValueError(f"-o needs key=value such as schedule.lr=0.005, got {override!r}")
+    value = parse_yaml(text, f"-o {path}")
+    if len(names) == 1 and _section_at(names) is not None:
+        raise ValueError(f"-o {path} names a section; give one of its settings, {path}.<name>=value")
+    for depth, name in enumerate(names):
+        section = _section_at(names[:depth])
+        if section is not None and name not in section.model_fields:
+            raise ValueError(_unknown_key(names[: depth + 1], section))
+    here = values
+    for depth, name in enumerate(names[:-1]):
+        below = here.setdefault(name, {})
+        if below is None:
+            below = here[name] = {}
+        if not isinstance(below, dict):
+            raise ValueError(
+                f"-o {path}: {'.'.join(names[: depth + 1])} is {below!r} and has no settings"
+            )
+        here = below
+    here[names[-1]] = value
+
+
+def _unknown_key(path: Sequence[str], section: type[BaseModel]) -> str:
+    where = ".".join(path[:-1]) or "a recipe"
+    return (
+        f"{'.'.join(path)} is not a setting; {where} has: {', '.join(sorted(section.model_fields))}"
+    )
+
+
+def _lines(error: ValidationError) -> str:
+    """Put pydantic's findings on one line, each with the whole path of the setting."""
+    found: list[str] = []
+    for item in error.errors(include_url=False):
+        names = tuple(str(part) for part in item["loc"])
+        path = ".".join(name for name in names if "[" not in name and name not in ("str", "int"))
+        message = item["msg"].removeprefix("Value error, ")
+        section = _section_at(names[:-1]) if names else None
+        if item["type"] == "extra_forbidden" and section is not None:
+            found.append(_unknown_key(names, section))
+        elif item["type"] == "missing":
+            found.append(f"{path} is missing")
+        elif item["type"] == "value_error":
+            found.append(message)
+        else:
+            message = message[0].lower() + message[1:]
+            found.append(f"{path}: {message}, got {item['input']!r}")
+    return "; ".join(dict.fromkeys(found))
+
+
+def parse_recipe(values: object, overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
+    """Build a recipe from plain values.
+
+    Args:
+        values: What the YAML file holds.
+        overrides: `a.b=c` strings, applied in order.
+        source: Name of the file for messages.
+
+    Raises:
+        ValueError: one line that names every wrong setting by its whole path.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: a recipe is a mapping of settings, got {values!r:.60}")
+    raw = cast(dict[str, Any], _copy(values))
+    for override in overrides:
+        _set_override(raw, override)
+    terms = raw.get("terms")
+    if isinstance(terms, dict):
+        raw["terms"] = {
+            name: options for name, options in terms.items() if options is not None
+        }
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_lines(error)}") from None
+
+
+def _copy(value: object) -> object:
+    """Copy nested dicts, so that an override never reaches the caller's values."""
+    if isinstance(value, dict):
+        return {str(key): _copy(item) for key, item in value.items()}
+    return value
+
+
+def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file; see parse_recipe.
+
+    Raises:
+        ValueError: if the file is not a recipe.
+        OSError: if the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not valid YAML: not a text file in UTF-8") from None
+    return parse_recipe(parse_yaml(text, str(path)), overrides, source=str(path))
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """Return a recipe as YAML text that read_recipe turns into an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def _flat(value: object, path: str = "") -> dict[str, object]:
+    """Return {whole path: value} of nested mappings."""
+    if not isinstance(value, Mapping):
+        return {path: value}
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{path}.{key}" if path else str(key))
+    return flat
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """List the settings in which two recipes differ, as `path: old -> new`.
+
+    Left out: data.workers, which cannot change the numbers.
+    """
+    before = _flat(old.model_dump(mode="json"))
+    after = _flat(new.model_dump(mode="json"))
+    paths = sorted((before.keys() | after.keys()) - {"data.workers"})
+    none = "not set"
+    return [
+        f"{path}: {before.get(path, none)} -> {after.get(path, none)}"
+        for path in paths
+        if before.get(path, none) != after.get(path, none)
+    ]
+
+
+def expand_path(text: str, setting: str) -> Path:
+    """Return a path with its environment variables replaced.
+
+    Args:
+        text: Path such as `$BOXSEG_DATA/weights/net.pth`.
+        setting: The setting's whole path, for messages.
+
+    Raises:
+        ValueError: if a variable is not set.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    unset = re.search(r"\$\{?(\w+)\}?", expanded)
+    if unset:
+        raise ValueError(
+            f"{setting} is {text}, but the environment variable {unset.group(1)} is not set; "
+            f"set it, or give the path with -o {setting}=FILE, or -o {setting}=null to start "
+            "from random weights"
+        )
+    return Path(expanded)

@@ -1,0 +1,383 @@
+"""What a person sees of a run: progress, metrics.csv, TensorBoard, curves and predictions.
+
+On a terminal one live block is redrawn; anywhere else plain lines are written every few steps. All
+files can be written again from metrics.csv and the model files, so none of them is part of resuming.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from boxseg.runtime.segmenter import Segmenter
+
+METRICS_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
+PREDICTIONS_FILE = "predictions.png"
+TENSORBOARD_FOLDER = "tensorboard"
+
+LOG_EVERY = 20
+"""Steps over which one row of metrics.csv averages."""
+
+PICTURES = 6
+"""Images in the grid of predictions."""
+
+PICTURE_CONFIDENCE = 0.3
+"""Final score that a drawn prediction needs."""
+
+Cell = str | int | float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step."""
+
+    step: int
+    """Steps that are done."""
+    epoch: float
+    """Epochs that are done."""
+    losses: Mapping[str, float]
+    """Weighted loss of each term."""
+    learning_rate: float
+    data_seconds: float
+    """Waiting for the batch."""
+    step_seconds: float
+    """Forward, backward and update."""
+
+
+class MetricsFile:
+    """metrics.csv: one row per event, columns added as they first appear."""
+
+    def __init__(self, path: Path, *, keep_until: int) -> None:
+        """Open the file.
+
+        Args:
+            path: Where it is or will be.
+            keep_until: Drop rows of later steps: a resumed run writes them again.
+        """
+        self._path = path
+        self._columns: list[str] = []
+        rows = [row for row in self.rows() if int(row["step"]) <= keep_until]
+        if path.exists():
+            self._write(rows)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return all complete rows; cells that do not apply are empty."""
+        if not self._path.is_file():
+            return []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = [row for row in reader if (row.get("step") or "").isdigit()]
+            self._columns = list(reader.fieldnames or [])
+        return rows
+
+    def _line(self, row: Mapping[str, Cell]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, restval="", lineterminator="\n").writerow(row)
+        return text.getvalue()
+
+    def _write(self, rows: Sequence[Mapping[str, Cell]]) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        header = self._line({column: column for column in self._columns})
+        temporary.write_text(header + "".join(map(self._line, rows)), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+    def append(self, row: Mapping[str, Cell]) -> None:
+        """Add one row; new columns go to the end."""
+        new = [column for column in row if column not in self._columns]
+        if new:
+            rows = self.rows()
+            self._columns += new
+            self._write(rows)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(self._line(row))
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for people: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _number(value: float | None) -> str:
+    """Return an AP in percent."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def accuracy_lines(accuracy: Mapping[str, Any]) -> list[str]:
+    """Return what `Accuracy.as_dict` says as lines: box AP, mask AP, tightness, notes."""
+    lines = []
+    for name, title in (("box", "box"), ("mask", "mask")):
+        values = accuracy.get(name)
+        if values is None:
+            continue
+        parts = [f"{title} AP {_number(values['AP'])}"]
+        parts += [
+            f"{key} {_number(values[key])}" for key in ("AP50", "AP75", "APs", "APm", "APl")
+        ]
+        lines.append("  ".join(parts))
+    lines.append(f"box tightness of masks {_number(accuracy.get('tightness'))}")
+    lines += [str(note) for note in accuracy.get("notes", ())]
+    return lines
+
+
+class _Averages:
+    """Means since the last row."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sums: dict[str, float] = {}
+
+    def add(self, report: StepReport) -> None:
+        """Count one step in."""
+        self.count += 1
+        values = {f"loss_{name}": value for name, value in report.losses.items()}
+        values["loss"] = sum(report.losses.values())
+        values["data_seconds"] = report.data_seconds
+        values["step_seconds"] = report.step_seconds
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        """Return the means and start anew."""
+        means = {name: total / self.count for name, total in self._sums.items()}
+        self.__init__()  # type: ignore[misc]  # starts anew
+        return means
+
+
+class Reports:
+    """Everything that is told about a run; all methods do nothing on other ranks than zero."""
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        first_step: int,
+        last_step: int,
+        console: Console | None = None,
+        enabled: bool = True,
+    ) -> None:
+        """Prepare the reports.
+
+        Args:
+            out: Run folder.
+            first_step: Steps that were done before.
+            last_step: Steps of the whole run.
+            console: Where to print.
+            enabled: False on every rank but zero.
+        """
+        self._out = out
+        self._last = last_step
+        self._first = first_step
+        self._console = console or Console(highlight=False)
+        self._enabled = enabled
+        self._averages = _Averages()
+        self._pace: float | None = None
+        self._began = time.perf_counter()
+        self._live: Live | None = None
+        self._losses = Text()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._writer: SummaryWriter | None = None
+
+    def __enter__(self) -> Self:
+        """Open files and screen."""
+        if not self._enabled:
+            return self
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._metrics = MetricsFile(self._out / METRICS_FILE, keep_until=self._first)
+        self._writer = SummaryWriter(
+            str(self._out / TENSORBOARD_FOLDER), purge_step=self._first + 1
+        )
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[state]}"),
+                console=self._console,
+            )
+            self._task = self._progress.add_task(
+                "", total=self._last, completed=self._first, state=""
+            )
+            self._live = Live(
+                Group(self._progress, self._losses), console=self._console, refresh_per_second=4
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the screen back and close the files."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        if self._enabled:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def step(self, report: StepReport) -> None:
+        """Count a step in, and write a row every LOG_EVERY steps."""
+        if not self._enabled:
+            return
+        self._averages.add(report)
+        seconds = report.data_seconds + report.step_seconds
+        self._pace = seconds if self._pace is None else 0.95 * self._pace + 0.05 * seconds
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+        state = (
+            f"epoch {report.epoch:.1f}  lr {report.learning_rate:.2e}  "
+            f"{report.step_seconds:.2f} s/step + {report.data_seconds:.2f} s waiting for data  "
+            f"ETA {duration((self._last - report.step) * self._pace)}"
+        )
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=report.step, state=state)
+            self._losses.plain = f"loss {sum(report.losses.values()):.3f}  {losses}"
+        if report.step % LOG_EVERY and report.step != self._last:
+            return
+        means = self._averages.take()
+        if self._progress is None:
+            terms = "  ".join(
+                f"{name.removeprefix('loss_')} {value:.3f}"
+                for name, value in means.items()
+                if name.startswith("loss_")
+            )
+            self.note(f"step {report.step}/{self._last}  {state}  loss {means['loss']:.3f}  {terms}")
+        row: dict[str, Cell] = {
+            "step": report.step,
+            "phase": "train",
+            "epoch": f"{report.epoch:.4f}",
+            "lr": f"{report.learning_rate:.6g}",
+            "loss": f"{means.pop('loss'):.6g}",
+        }
+        row |= {name: f"{value:.6g}" for name, value in means.items()}
+        self._record(row)
+
+    def _record(self, row: Mapping[str, Cell]) -> None:
+        self._metrics.append(row)
+        if self._writer is None:
+            return
+        for name, value in row.items():
+            if name not in ("step", "phase", "epoch"):
+                tag = name.replace("_", "/", 1) if name.startswith(("loss_", "box_", "mask_")) else name
+                self._writer.add_scalar(tag, float(value), int(row["step"]))
+
+    def validation(
+        self, step: int, accuracy: Mapping[str, Any], *, score: float, improved: bool
+    ) -> None:
+        """Print and record one validation.
+
+        Args:
+            step: Steps that are done.
+            accuracy: What `Accuracy.as_dict` returned.
+            score: The number that chooses the best weights.
+            improved: Whether these weights are the best so far.
+        """
+        if not self._enabled:
+            return
+        row: dict[str, Cell] = {"step": step, "phase": "validation"}
+        for kind in ("box", "mask"):
+            for name, value in (accuracy.get(kind) or {}).items():
+                if value is not None:
+                    row[f"{kind}_{name}"] = f"{value:.6g}"
+        if accuracy.get("tightness") is not None:
+            row["tightness"] = f"{accuracy['tightness']:.6g}"
+        row["score"] = f"{score:.6g}"
+        self._record(row)
+        self.note(f"validation after step {step}" + ("  (best so far)" if improved else ""))
+        for line in accuracy_lines(accuracy):
+            self.note(f"  {line}")
+        self.draw_curves()
+
+    def draw_curves(self) -> None:
+        """Write curves.png from metrics.csv."""
+        if self._enabled:
+            draw_curves(self._metrics.rows(), self._out / CURVES_FILE)
+
+    def pictures(self, segmenter: Segmenter, annotation_file: Path, image_root: Path) -> None:
+        """Write predictions.png: truth beside prediction."""
+
+    def finish(self) -> None:
+        """Say that the run is complete."""
+        self.draw_curves()
+        self.note(
+            f"done: {self._last} steps in {duration(time.perf_counter() - self._began)}; "
+            f"results in {self._out}"
+        )
+
+
+def _series(rows: Sequence[Mapping[str, str]], column: str) -> tuple[list[int], list[float]]:
+    """Return steps and values of the rows that have a column."""
+    found = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Draw losses per term and accuracies over the steps.
+
+    Args:
+        rows: Rows of metrics.csv.
+        path: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    losses = [column for column in columns if column.startswith("loss_")]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for column in losses:
+        steps, values = _series(rows, column)
+        left.plot(steps, values, label=column.removeprefix("loss_"), linewidth=1)
+    left.set_title("loss per term")
+    left.set_xlabel("optimizer steps")
+    if losses:
+        left.set_yscale("log")
+        left.legend(fontsize="small")
+    shown = {
+        "box_AP": "box AP",
+        "mask_AP": "mask AP",
+        "mask_AP50": "mask AP50",
+        "mask_AP75": "mask AP75",
+        "tightness": "tightness",
+    }
+    for column, title in shown.items():
+        steps, values = _series(rows, column)
+        if steps:
+            right.plot(steps, [100 * value for value in values], "o-", label=title, markersize=3)
+    right.set_title("validation")
+    right.set_xlabel("optimizer steps")
+    right.set_ylim(0, 100)
+    right.grid(alpha=0.3)
+    if right.lines:
+        right.legend(fontsize="small")
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    os.replace(temporary, path)
