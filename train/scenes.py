@@ -111,8 +111,8 @@ def _polar_tone(lightness: float, chroma: float, hue_degrees: float) -> list[flo
 def _ground_tones(random: _Random) -> list[list[float]]:
     """Two or three tones of one muted hue in Lab, for the ground."""
     hue = random.uniform(0, 360)
-    middle = random.uniform(38, 68)
-    spread = random.uniform(9, 17)
+    middle = random.uniform(42, 64)
+    spread = random.uniform(10, 18)
     chroma = random.uniform(4, 22)
     count = int(random.integers(2, 4))
     return [
@@ -130,42 +130,63 @@ _CLASS_HUES = (88.0, 28.0, 265.0, 145.0, 320.0, 205.0)
 
 
 def _object_tones(random: _Random, label: int, ground: Sequence[Sequence[float]]) -> list[_Floats]:
-    """Two or three tones as RGB: the class's own first, then anyone's, all far from the ground."""
+    """Two or three tones as RGB, some lighter and some darker than the ground.
+
+    The first belongs to the class. The second is anyone's and on the other side of the ground's
+    lightness, so that two clusters of colour part the object rather than the object and the
+    ground. A third lies between them.
+    """
+    middle = sum(tone[0] for tone in ground) / len(ground)
     best: list[list[float]] = []
     best_distance = -1.0
     for _ in range(24):
-        lightness = random.uniform(30, 80)
+        side = random.choice((-1.0, 1.0))
+        first, second = (
+            float(np.clip(middle + sign * side * random.uniform(27, 37), 10, 94))
+            for sign in (1, -1)
+        )
+        hue = _CLASS_HUES[label] + random.uniform(-16, 16)
         tones = [
-            _polar_tone(
-                lightness,
-                random.uniform(38, 62),
-                _CLASS_HUES[label] + random.uniform(-16, 16),
-            )
+            _polar_tone(first, random.uniform(24, 42), hue),
+            _polar_tone(second, random.uniform(4, 26), random.uniform(0, 360)),
         ]
-        step = random.uniform(34, 52)
-        away = lightness - step if lightness > 55 else lightness + step
-        tones.append(_polar_tone(away, random.uniform(4, 40), random.uniform(0, 360)))
         if random.random() < 0.3:
-            tones.append(
-                _polar_tone((lightness + away) / 2, random.uniform(4, 40), random.uniform(0, 360))
-            )
+            tones.append(_polar_tone(middle, random.uniform(26, 42), hue))
         distance = min(math.dist(tone, other) for tone in tones for other in ground)
         if distance > best_distance:
             best, best_distance = tones, distance
-        if distance >= 22:
+        if distance >= 20:
             break
     return [_lab_to_rgb(tone) for tone in best]
 
 
-# Textures: (random, along, across, tones, cell) -> colours. `along` and `across` are pixel
-# coordinates that turn with the object, `cell` the size in pixels of the texture's parts.
+# Textures
 
-_Texture = Callable[[_Random, _Floats, _Floats, Sequence[_Floats], float], _Floats]
+
+@dataclass(frozen=True)
+class _Cloth:
+    """What a texture is made on."""
+
+    along: _Floats
+    """Pixel coordinate that turns with the object, (H, W)."""
+    across: _Floats
+    tones: Sequence[_Floats]
+    cell: float
+    """Size of the texture's parts in pixels."""
+
+
+_Texture = Callable[[_Random, _Cloth], _Floats]
 
 
 def _pick(indices: NDArray[Any], tones: Sequence[_Floats]) -> _Floats:
     """Tone of each pixel from an index map."""
-    return np.stack(tones)[np.asarray(indices, dtype=np.int64) % len(tones)]
+    chosen: _Floats = np.stack(tones)[np.asarray(indices, dtype=np.int64) % len(tones)]
+    return chosen
+
+
+def _blend(first: _Floats, second: _Floats, share: _Floats) -> _Floats:
+    """Colours on the way from one tone to another, (H, W, 3)."""
+    return np.asarray(first + (second - first) * share[..., None], dtype=np.float32)
 
 
 def _value_noise(random: _Random, shape: tuple[int, int], cell: float) -> _Floats:
@@ -174,98 +195,84 @@ def _value_noise(random: _Random, shape: tuple[int, int], cell: float) -> _Float
     lattice = Image.fromarray(random.random((rows, columns), dtype=np.float32))
     size = (math.ceil(columns * cell), math.ceil(rows * cell))
     smooth = np.asarray(lattice.resize(size, Image.Resampling.BICUBIC))
-    return np.clip(smooth[: shape[0], : shape[1]], 0, 1)
+    return np.asarray(smooth[: shape[0], : shape[1]].clip(0, 1), dtype=np.float32)
 
 
-def _stripes(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _stripes(random: _Random, cloth: _Cloth) -> _Floats:
     """Bands, straight or waved."""
-    wave = random.uniform(0, 0.5) * cell * np.sin(across / (cell * random.uniform(1.2, 2.5)))
-    return _pick(np.floor((along + wave) / cell + random.random()), tones)
+    wave = (
+        random.uniform(0, 0.5)
+        * cloth.cell
+        * np.sin(cloth.across / (cloth.cell * random.uniform(1.2, 2.5)))
+    )
+    return _pick(np.floor((cloth.along + wave) / cloth.cell + random.random()), cloth.tones)
 
 
-def _checks(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _checks(random: _Random, cloth: _Cloth) -> _Floats:
     """A chess board."""
-    rows = np.floor(across / cell + random.random())
-    return _pick(rows + np.floor(along / cell + random.random()), tones)
+    rows = np.floor(cloth.across / cloth.cell + random.random())
+    return _pick(rows + np.floor(cloth.along / cloth.cell + random.random()), cloth.tones)
 
 
-def _spots(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _spots(random: _Random, cloth: _Cloth) -> _Floats:
     """Discs on a staggered lattice."""
-    pitch = cell * 1.7
-    row = np.floor(across / pitch)
-    shifted = along / pitch + 0.5 * (row % 2) + random.random()
-    distance = np.hypot(shifted - np.floor(shifted) - 0.5, across / pitch - row - 0.5)
-    return _pick(distance < random.uniform(0.30, 0.42), tones)
+    pitch = cloth.cell * 1.7
+    row = np.floor(cloth.across / pitch)
+    shifted = cloth.along / pitch + 0.5 * (row % 2) + random.random()
+    distance = np.hypot(shifted - np.floor(shifted) - 0.5, cloth.across / pitch - row - 0.5)
+    return _pick(distance < random.uniform(0.30, 0.42), cloth.tones)
 
 
-def _patches(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _patches(random: _Random, cloth: _Cloth) -> _Floats:
     """Camouflage: smooth noise cut into levels of equal area."""
-    noise = _value_noise(random, along.shape, cell * 1.3)
-    levels = np.quantile(noise, np.linspace(0, 1, len(tones) + 1)[1:-1])
-    return _pick(np.searchsorted(levels, noise), tones)
+    noise = _value_noise(random, cloth.along.shape, cloth.cell * 1.3)
+    levels = np.quantile(noise, np.linspace(0, 1, len(cloth.tones) + 1)[1:-1])
+    return _pick(np.searchsorted(levels, noise), cloth.tones)
 
 
-def _halves(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _halves(random: _Random, cloth: _Cloth) -> _Floats:
     """Sectors around the middle, one after the other in each tone."""
-    sectors = 2 * len(tones)
-    angle = np.arctan2(across, along) / (2 * math.pi) + random.random()
-    return _pick(np.floor(angle * sectors), tones)
+    sectors = 2 * len(cloth.tones)
+    angle = np.arctan2(cloth.across, cloth.along) / (2 * math.pi) + random.random()
+    return _pick(np.floor(angle * sectors), cloth.tones)
 
 
-def _fade(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _fade(random: _Random, cloth: _Cloth) -> _Floats:
     """A gradient from tone to tone and back."""
-    phase = 0.5 + 0.5 * np.sin(along / (cell * 1.5) + random.uniform(0, 6.28))
-    return tones[0] + (tones[1] - tones[0]) * phase[..., None]
+    phase = 0.5 + 0.5 * np.sin(cloth.along / (cloth.cell * 1.5) + random.uniform(0, 6.28))
+    return _blend(cloth.tones[0], cloth.tones[1], phase)
 
 
 _OBJECT_TEXTURES: tuple[_Texture, ...] = (_stripes, _checks, _spots, _patches, _halves, _fade)
 
 
-def _bricks(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _bricks(random: _Random, cloth: _Cloth) -> _Floats:
     """Courses of bricks in all tones but the first, which is the mortar."""
-    height, width = cell, cell * 2.2
-    row = np.floor(across / height)
-    column = np.floor(along / width + 0.5 * (row % 2))
-    in_row = across / height - row
-    in_column = along / width + 0.5 * (row % 2) - column
+    height, width = cloth.cell, cloth.cell * 2.2
+    row = np.floor(cloth.across / height)
+    column = np.floor(cloth.along / width + 0.5 * (row % 2))
+    in_row = cloth.across / height - row
+    in_column = cloth.along / width + 0.5 * (row % 2) - column
     mortar = (in_row < 0.12) | (in_column < 0.055)
     shade = 1 + 0.08 * np.sin(row * 12.9898 + column * 78.233 + random.uniform(0, 6.28))
-    brick = _pick(row * 2 + column * 3, tones[1:]) * shade[..., None]
-    return np.where(mortar[..., None], tones[0], brick)
+    brick = _pick(row * 2 + column * 3, cloth.tones[1:]) * shade[..., None]
+    return np.where(mortar[..., None], cloth.tones[0], brick)
 
 
-def _clouds(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _clouds(random: _Random, cloth: _Cloth) -> _Floats:
     """Smooth noise between the first and the last tone, coarse and fine."""
-    noise = 0.7 * _value_noise(random, along.shape, cell * 3) + 0.3 * _value_noise(
-        random, along.shape, cell
+    noise = 0.7 * _value_noise(random, cloth.along.shape, cloth.cell * 3) + 0.3 * _value_noise(
+        random, cloth.along.shape, cloth.cell
     )
-    return tones[0] + (tones[-1] - tones[0]) * noise[..., None]
+    return _blend(cloth.tones[0], cloth.tones[-1], noise)
 
 
-def _planks(
-    random: _Random, along: _Floats, across: _Floats, tones: Sequence[_Floats], cell: float
-) -> _Floats:
+def _planks(random: _Random, cloth: _Cloth) -> _Floats:
     """Boards with a little grain."""
-    board = np.floor(along / (cell * 1.6))
+    board = np.floor(cloth.along / (cloth.cell * 1.6))
     shade = 1 + 0.07 * np.sin(board * 37.7 + random.uniform(0, 6.28))
-    grain = 1 + 0.02 * np.sin(along * 0.9 + 3 * np.sin(across / 40))
-    return _pick(board, tones) * (shade * grain)[..., None]
+    grain = 1 + 0.02 * np.sin(cloth.along * 0.9 + 3 * np.sin(cloth.across / 40))
+    return np.asarray(_pick(board, cloth.tones) * (shade * grain)[..., None], dtype=np.float32)
 
 
 _GROUND_TEXTURES: tuple[_Texture, ...] = (_bricks, _clouds, _planks, _checks, _patches)
@@ -403,7 +410,7 @@ def _raster(strokes: Sequence[_Stroke], size: tuple[int, int]) -> _Floats:
     pen = ImageDraw.Draw(canvas)
     for outline, fill in strokes:
         pen.polygon([tuple(point) for point in (outline * _SUPERSAMPLING).tolist()], fill=fill)
-    return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
+    return np.asarray(canvas.reduce(_SUPERSAMPLING), dtype=np.float32) / np.float32(255)
 
 
 def _place_object(
@@ -414,7 +421,7 @@ def _place_object(
     unit = min(size) / 256
     label = int(random.integers(len(CLASSES)))
     nearness = random.uniform(110, 235)
-    radius = unit * random.uniform(24, 52) * (0.6 + 0.55 * nearness / 235)
+    radius = unit * random.uniform(26, 55) * (0.6 + 0.55 * nearness / 235)
     angle = random.uniform(-0.35, 0.35) if CLASSES[label] == "figure" else random.uniform(0, 6.28)
     centre = np.array(
         [random.uniform(0.55 * radius, width - 0.55 * radius),
@@ -432,8 +439,8 @@ def _place_object(
     along = math.cos(grain) * xs + math.sin(grain) * ys
     across = math.cos(grain) * ys - math.sin(grain) * xs
     texture = _OBJECT_TEXTURES[int(random.integers(len(_OBJECT_TEXTURES)))]
-    cell = unit * random.uniform(13, 20)
-    colours = texture(random, along, across, _object_tones(random, label, ground), cell)
+    cell = unit * random.uniform(17, 28)
+    colours = texture(random, _Cloth(along, across, _object_tones(random, label, ground), cell))
 
     # Light from one side: at most 9 % brighter or darker at the rim of the object.
     light = random.uniform(0, 6.28)
@@ -455,7 +462,7 @@ def _visible_shares(layers: Sequence[_Layer]) -> list[_Floats]:
     shares: list[_Floats] = []
     for layer in reversed(layers):
         shares.append(layer.cover * open_share)
-        open_share = open_share * (1 - layer.cover)
+        open_share = np.asarray(open_share * (1 - layer.cover), dtype=np.float32)
     return shares[::-1]
 
 
@@ -476,11 +483,13 @@ def _enough_visible(layers: Sequence[_Layer], smallest_area: float) -> list[_Lay
     return kept
 
 
-def _blurred(plane: _Floats, radius: float) -> _Floats:
-    """Gaussian blur of a plane in 0..1, to the nearest 1/255."""
-    picture = Image.fromarray((plane * 255).astype(np.uint8))
-    blurred = picture.filter(ImageFilter.GaussianBlur(radius))
-    return np.asarray(blurred, dtype=np.float32) / 255
+def _shadow(cover: _Floats, right: int, down: int, radius: float) -> _Floats:
+    """Soft shadow of an object: its cover, moved and blurred, in 0..1."""
+    picture = Image.fromarray((cover * 255).astype(np.uint8))
+    blurred = picture.transform(
+        picture.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, -down)
+    ).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(blurred, dtype=np.float32) / np.float32(255)
 
 
 def _ground(
@@ -494,9 +503,10 @@ def _ground(
     across = math.cos(angle) * ys - math.sin(angle) * xs
     texture = _GROUND_TEXTURES[int(random.integers(len(_GROUND_TEXTURES)))]
     cell = min(size) / 256 * random.uniform(18, 34)
-    colours = texture(random, along, across, [_lab_to_rgb(tone) for tone in tones], cell)
+    colours = texture(random, _Cloth(along, across, [_lab_to_rgb(tone) for tone in tones], cell))
     far, near = random.uniform(8, 30), random.uniform(50, 90)
-    return colours.astype(np.float32), far + (near - far) * (ys + 0.5) / height
+    depth = np.asarray(far + (near - far) * (ys + 0.5) / height, dtype=np.float32)
+    return colours.astype(np.float32), depth
 
 
 def render_scene(random: _Random, size: tuple[int, int]) -> Scene:
@@ -521,8 +531,8 @@ def render_scene(random: _Random, size: tuple[int, int]) -> Scene:
 
     shift = random.uniform(-5, 5, size=2) * unit
     for layer in layers:
-        shadow = np.roll(layer.cover, (round(abs(shift[1]) + unit), round(shift[0])), (0, 1))
-        darkness = random.uniform(0.12, 0.28) * _blurred(shadow, 5 * unit)
+        shadow = _shadow(layer.cover, round(shift[0]), round(abs(shift[1]) + unit), 5 * unit)
+        darkness = random.uniform(0.12, 0.28) * shadow
         colours = colours * (1 - darkness)[..., None]
         cover = layer.cover[..., None]
         colours = colours * (1 - cover) + layer.colours * cover
@@ -587,37 +597,45 @@ class Difficulty:
 def colour_split_iou(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
     """IoU with a mask of the best split of the pixels of its box into two clusters of colour.
 
-    Two-means in Lab, begun once from a cut at the mean along each of the three principal axes; of
-    the six clusters that this yields, the one that agrees best with the mask counts. Boxes of more
-    than 48 pixels in a side are read at every second pixel.
+    Two-means in Lab, begun once from a cut at the mean along each of the three principal axes; the
+    split with the least spread counts, and of its two clusters the one that agrees better with the
+    mask. Boxes of more than 48 pixels in a side are read at every second pixel.
 
     Args:
         image: RGB pixels inside the box, (h, w, 3).
         mask: The object's pixels inside the box, (h, w).
 
     Returns:
-        IoU in [0, 1].
+        IoU in [0, 1]; a box of one colour is one cluster.
     """
     step = 2 if max(mask.shape) > 48 else 1
     colours = _rgb_to_lab(image[::step, ::step]).reshape(-1, 3)
     truth = mask[::step, ::step].ravel()
     centred = colours - colours.mean(axis=0)
     axes = np.linalg.eigh(centred.T @ centred)[1]
-    best = 0.0
+    best = np.ones_like(truth)
+    least_spread = float((centred**2).sum())
     for axis in range(3):
         second = centred @ axes[:, axis] > 0
-        for _ in range(12):
+        for _ in range(20):
             if second.all() or not second.any():
                 break
-            low, high = colours[~second].mean(axis=0), colours[second].mean(axis=0)
-            after = colours @ (high - low) > (high @ high - low @ low) / 2
+            low, high = centred[~second].mean(axis=0), centred[second].mean(axis=0)
+            after = centred @ (high - low) > (high @ high - low @ low) / 2
             if (after == second).all():
                 break
             second = after
-        for cluster in (second, ~second):
-            union = int((cluster | truth).sum())
-            best = max(best, int((cluster & truth).sum()) / union if union else 0.0)
-    return best
+        spread = sum(
+            float(((part - part.mean(axis=0)) ** 2).sum())
+            for part in (centred[second], centred[~second])
+            if len(part)
+        )
+        if spread < least_spread:
+            best, least_spread = second, spread
+    return max(
+        int((cluster & truth).sum()) / max(1, int((cluster | truth).sum()))
+        for cluster in (best, ~best)
+    )
 
 
 def measure_difficulty(scenes: Sequence[Scene]) -> list[tuple[float, float]]:
