@@ -13,7 +13,7 @@ PACKAGE_DIR = {
 }
 PACKAGE_DATA = {
     "boxseg": ["py.typed"],
-    "boxseg.runtime": ["include/boxseg.h"],
+    "boxseg.runtime": ["include/boxseg.h", "_native.pyi"],
     "boxseg.configs": ["*.yaml"],
 }
 

@@ -205,8 +205,13 @@ def _os_message(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
-def explain(error: BaseException) -> tuple[str, int]:
-    """Return the one line and the exit code for an exception that ended a command."""
+def explain(error: BaseException, extra: str = "all") -> tuple[str, int]:
+    """Return the one line and the exit code for an exception that ended a command.
+
+    Args:
+        error: What was raised.
+        extra: Extra that installs what the command imports.
+    """
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return "interrupted", INTERRUPTED
     if isinstance(error, click.UsageError):
@@ -228,7 +233,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "out of memory; try a smaller batch or image size", BoxSegError.exit_code
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or str(error)).split(".")[0]
-        extra = EXTRA_OF_IMPORT.get(name, "all")
+        extra = EXTRA_OF_IMPORT.get(name, extra)
         return (
             f"{name} is not installed; pip install 'boxseg[{extra}]'",
             BackendMissingError.exit_code,
@@ -258,7 +263,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if state.get("traceback") or os.environ.get("BOXSEG_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
-        line, code = explain(error)
+        name = next((word for word in words if word in COMMANDS), None)
+        line, code = explain(error, COMMANDS[name].extra if name else "all")
         click.echo(f"error: {_one_line(line)}", err=True)
         return code
     # click hands back the code of ctx.exit(); commands themselves return nothing

@@ -62,12 +62,12 @@ for name in ("predict", "eval", "bench", "doctor"):
     assert done.returncode == 0, done.stderr
 
 
-def test_training_without_torch_says_what_to_install(tmp_path: Path) -> None:
+def test_commands_that_need_torch_say_what_to_install(tmp_path: Path) -> None:
     code = """
 from boxseg import cli
-sys.exit(cli.run(["train", "--config", "scenes_demo", "--data", "."]))
+sys.exit(cli.run(["export", "best.pt"]))
 """
     done = run_without_torch(code, tmp_path)
     assert done.returncode == 4, done.stderr
-    assert "pip install 'boxseg[train]'" in done.stderr
+    assert "torch is not installed; pip install 'boxseg[export]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,171 @@
+"""Write the network as ONNX, with its metadata inside.
+
+The graph is traced once without any optimisation, so that the strip proof can compare it with the
+state dict; constant folding comes afterwards and is covered by the parity gate. Engine-specific
+optimisation is left to the engines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from boxseg.errors import BackendMissingError, UnsupportedOperatorError
+from boxseg.export.verify import StripProof, prove_strip
+from boxseg.inference import INPUT_NAME, OUTPUT_NAMES, DenseGraph
+from boxseg.student import Student
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18
+"""Default: the oldest that the exporter writes natively, so the most engines read it."""
+OPSETS = range(17, 24)
+
+METADATA_KEY = "boxseg"
+"""The metadata dict as JSON, in ONNX metadata_props and in OpenVINO's rt_info."""
+EXPORT_KEY = "boxseg_export"
+"""How the file was made, as JSON; nothing reads it to compute."""
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A network as ONNX in memory."""
+
+    model: onnx.ModelProto
+    """Constants folded, checked, metadata inside."""
+    proof: StripProof
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep torch's progress lines and its own deprecations off the terminal."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _forget_sources(model: onnx.ModelProto) -> None:
+    """Drop the tracer's notes: they hold stack traces with paths of this machine."""
+    graph = model.graph
+    for holder in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    del graph.metadata_props[:]
+    graph.doc_string = ""
+    graph.name = "boxseg"
+
+
+def _opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operator set."""
+    return next(int(entry.version) for entry in model.opset_import if entry.domain == "")
+
+
+def trace(
+    student: Student,
+    metadata: Mapping[str, Any],
+    *,
+    opset: int = OPSET,
+    origin: Mapping[str, Any] | None = None,
+) -> TracedGraph:
+    """Trace the network with batch 1 at the size that the metadata state.
+
+    Args:
+        student: The network, on the CPU, in eval mode.
+        metadata: What the file says about itself, from `boxseg.inference.describe`.
+        opset: ONNX operator set, 17 to 23.
+        origin: JSON types on how the file was made; versions are added.
+
+    Raises:
+        ValueError: if the opset is out of range.
+        BackendMissingError: if onnx or onnxscript is not installed.
+        UnsupportedOperatorError: if the exporter or the checker refuses the graph.
+        ParityError: if the strip proof fails.
+    """
+    if opset not in OPSETS:
+        raise ValueError(f"--opset must be in {OPSETS[0]}..{OPSETS[-1]}, got {opset}")
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # torch's exporter needs it and says so late
+    except ModuleNotFoundError as error:
+        raise BackendMissingError(
+            f"{error.name} is not installed; pip install 'boxseg[export]'"
+        ) from error
+    size = metadata["imgsz"]
+    example = torch.zeros(1, int(size["height"]), int(size["width"]), 3, dtype=torch.uint8)
+    graph = DenseGraph(student).eval()
+    with torch.no_grad(), _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                input_names=[INPUT_NAME],
+                output_names=list(OUTPUT_NAMES),
+                opset_version=opset,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedOperatorError(
+                f"torch {torch.__version__} cannot write this network as ONNX opset {opset}: "
+                f"{reason}"
+            ) from error
+        if program is None:
+            raise AssertionError("the exporter returned nothing")
+        state = {name: value.cpu().numpy() for name, value in student.state_dict().items()}
+        proof = prove_strip(program.model_proto.graph, state)
+        program.optimize()
+        model = program.model_proto
+    if _opset_of(model) != opset:
+        raise UnsupportedOperatorError(
+            f"torch {torch.__version__} wrote opset {_opset_of(model)} where {opset} was asked; "
+            f"--opset {OPSET} is written natively"
+        )
+    _forget_sources(model)
+    made_by = {
+        "exporter": "torch.onnx dynamo",
+        "opset": opset,
+        "torch": str(torch.__version__),
+        "onnx": version("onnx"),
+        **(origin or {}),
+    }
+    for key, value in ((METADATA_KEY, metadata), (EXPORT_KEY, made_by)):
+        model.metadata_props.add(key=key, value=json.dumps(value, sort_keys=True))
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedOperatorError(f"onnx.checker refuses the graph: {reason}") from error
+    return TracedGraph(model, proof)
+
+
+def write_onnx(traced: TracedGraph, path: Path) -> Path:
+    """Write a traced graph to a file.
+
+    Args:
+        traced: From `trace`.
+        path: A file ending in .onnx; its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(traced.model.SerializeToString())
+    return path

@@ -1,0 +1,562 @@
+"""Prove an exported file: which weights went in, and that it answers like the network in torch.
+
+Two proofs. The strip proof reads the graph before any optimisation: every initialiser is an entry
+of the model's state dict, by name, shape and bytes, so nothing of training can be inside. The
+parity gate runs the finished file, after every later pass, beside torch on images: first the raw
+tensors, then the detections of the deployed post-processing.
+
+B images, N detections, H x W pixels of a frame.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.errors import DataError, FileMismatchError, ParityError
+from boxseg.runtime.images import IMAGE_SUFFIXES, list_sources, read_image
+from boxseg.runtime.preprocess import Fit, letterbox
+from boxseg.runtime.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    import onnx
+
+    from boxseg.runtime.detections import Detections
+
+GRAPH_PREFIX = "student."
+"""The graph's names are those of the state dict behind this."""
+
+LARGEST_CONSTANT = 16
+"""Elements; a larger constant node in an unoptimised graph would be weights in disguise."""
+
+# Running counters of batch norm, which no graph reads.
+UNUSED_SUFFIX = ".num_batches_tracked"
+
+
+class Runner(Protocol):
+    """What is compared: a torch backend or one of the runtime's."""
+
+    name: str
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs by name for RGB bytes (B, H, W, 3)."""
+        ...
+
+
+# ------------------------------------------------------------------------------- strip proof
+
+
+@dataclass(frozen=True)
+class StripProof:
+    """What the unoptimised graph holds."""
+
+    weights: int
+    """Initialisers that are entries of the state dict, by name, shape and bytes."""
+    parameters: int
+    """Numbers in them."""
+    size_bytes: int
+    constants: dict[str, list[int]]
+    """Initialisers that are not weights, with their shapes; none is larger than 16 numbers."""
+
+
+def prove_strip(graph: onnx.GraphProto, state: Mapping[str, NDArray[Any]]) -> StripProof:
+    """Match every initialiser of an unoptimised graph with the state dict, one to one.
+
+    Args:
+        graph: What the exporter traced, before any pass.
+        state: The model file's state dict as arrays.
+
+    Raises:
+        ParityError: if a tensor differs, is missing or does not belong to the network.
+    """
+    from onnx import numpy_helper
+
+    found: dict[str, NDArray[Any]] = {}
+    constants: dict[str, list[int]] = {}
+    for tensor in graph.initializer:
+        name = tensor.name.removeprefix(GRAPH_PREFIX)
+        value = numpy_helper.to_array(tensor)
+        if tensor.name.startswith(GRAPH_PREFIX) and name in state:
+            found[name] = value
+        elif value.size <= LARGEST_CONSTANT:
+            constants[tensor.name] = list(value.shape)
+        else:
+            raise ParityError(
+                f"strip proof: the graph holds {tensor.name} {list(value.shape)}, "
+                "which is not in the model's state dict"
+            )
+    for node in graph.node:
+        for attribute in node.attribute:
+            size = int(np.prod(attribute.t.dims)) if attribute.HasField("t") else 0
+            if size > LARGEST_CONSTANT:
+                raise ParityError(
+                    f"strip proof: node {node.name} holds a constant of {size} numbers, "
+                    "which is no initialiser"
+                )
+    for name, value in state.items():
+        if name.endswith(UNUSED_SUFFIX):
+            continue
+        if name not in found:
+            raise ParityError(f"strip proof: {name} of the model is missing from the graph")
+        held = found[name]
+        if held.shape != value.shape or held.dtype != value.dtype:
+            raise ParityError(
+                f"strip proof: {name} is {held.dtype} {held.shape} in the graph and "
+                f"{value.dtype} {value.shape} in the model"
+            )
+        if held.tobytes() != np.ascontiguousarray(value).tobytes():
+            raise ParityError(
+                f"strip proof: {name} has other values in the graph than in the model"
+            )
+    return StripProof(
+        weights=len(found),
+        parameters=sum(value.size for value in found.values()),
+        size_bytes=sum(value.nbytes for value in found.values()),
+        constants=constants,
+    )
+
+
+# -------------------------------------------------------------------------------- raw tensors
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest allowed difference of a tensor: the greater of the two."""
+
+    absolute: float
+    relative: float
+    """Share of the tensor's largest magnitude."""
+
+
+TOLERANCES = {
+    "class_logits": Tolerance(1e-4, 1e-4),
+    "quality_logits": Tolerance(1e-4, 1e-4),
+    "boxes": Tolerance(0.02, 0.0),  # input pixels
+    "parameters": Tolerance(1e-4, 1e-4),
+    "mask_features": Tolerance(1e-4, 1e-4),
+}
+"""For fp32. Engines that add in another order differ by about 1e-6; bf16 by about 1e-2."""
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """The worst element of one output over all images."""
+
+    name: str
+    shape: tuple[int, ...]
+    difference: float
+    """Largest absolute difference; infinite where a shape or a non-finite value differs."""
+    allowed: float
+    where: str
+    """Image, index and both values of the worst element."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tensor is within its tolerance."""
+        return self.difference <= self.allowed
+
+    def line(self) -> str:
+        """Return one line of a report."""
+        verdict = "ok" if self.passed else "FAILED"
+        return (
+            f"{self.name:<15} {'x'.join(map(str, self.shape)):<16} "
+            f"max |diff| {self.difference:.2e} of {self.allowed:.2e} allowed  {verdict}"
+        )
+
+
+def _compare(
+    name: str, image: str, expected: NDArray[np.float32], found: NDArray[np.float32]
+) -> TensorDifference:
+    """Compare one output on one image."""
+    tolerance = TOLERANCES[name]
+    if expected.shape != found.shape:
+        where = f"{image}: shape {found.shape}, torch has {expected.shape}"
+        return TensorDifference(name, found.shape, float("inf"), tolerance.absolute, where)
+    largest = float(np.abs(expected).max(initial=0.0))
+    allowed = max(tolerance.absolute, tolerance.relative * largest)
+    gap = np.abs(expected.astype(np.float64) - found)
+    gap[np.isnan(gap)] = np.inf
+    index = np.unravel_index(int(gap.argmax()), gap.shape)
+    at = tuple(int(step) for step in index)
+    where = f"{image}: {name}{list(at)} is {found[at]:.6g}, torch has {expected[at]:.6g}"
+    return TensorDifference(name, found.shape, float(gap[at]), allowed, where)
+
+
+def compare_tensors(
+    reference: Runner, exported: Runner, images: Mapping[str, NDArray[np.uint8]]
+) -> list[TensorDifference]:
+    """Run both on the same bytes and return the worst difference per output, in graph order.
+
+    Args:
+        reference: The network in torch.
+        exported: The file under test.
+        images: Letterboxed RGB bytes (1, H, W, 3) by name.
+
+    Raises:
+        ParityError: if an output is missing.
+    """
+    worst: dict[str, TensorDifference] = {}
+    for image, pixels in images.items():
+        expected, found = reference.run(pixels), exported.run(pixels)
+        for name in TOLERANCES:
+            if name not in found:
+                raise ParityError(f"{exported.name} gives no output {name}, only {sorted(found)}")
+            new = _compare(name, image, expected[name], found[name])
+            old = worst.get(name)
+            if old is None or new.difference / new.allowed > old.difference / old.allowed:
+                worst[name] = new
+    return list(worst.values())
+
+
+# --------------------------------------------------------------------------------- detections
+
+SCORE_TOLERANCE = 1e-3
+IOU_LIMIT = 0.99
+"""Smallest IoU of a box and of a mask with its partner."""
+MASK_PIXELS = 4
+"""A mask that differs in no more pixels than this passes too: one edge pixel of a mask of 20
+pixels is already an IoU of 0.95."""
+UNMATCHED_SHARE = 0.02
+"""Share of detections that may have no partner, because a tie went the other way."""
+
+
+@dataclass(frozen=True)
+class DetectionDifference:
+    """How the detections of a file match those of torch, over all images."""
+
+    expected: int
+    """Detections of torch that are clear of the score cut."""
+    matched: int
+    score: float = 0.0
+    """Largest difference of the scores of partners."""
+    box_iou: float = 1.0
+    """Smallest IoU of partners."""
+    mask_iou: float = 1.0
+    """Smallest mask IoU of partners that differ in more than 4 pixels."""
+    missing: tuple[str, ...] = ()
+    """Detections without a partner of the same class, box, mask and score."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all but the allowed share have a partner."""
+        return self.expected - self.matched <= int(UNMATCHED_SHARE * self.expected)
+
+    def line(self) -> str:
+        """Return one line of a report."""
+        verdict = "ok" if self.passed else "FAILED"
+        return (
+            f"detections      {self.matched} of {self.expected} matched, "
+            f"score diff <= {self.score:.1e}, box IoU >= {self.box_iou:.4f}, "
+            f"mask IoU >= {self.mask_iou:.4f}  {verdict}"
+        )
+
+
+def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the IoU of all pairs of x1, y1, x2, y2 boxes, (N, 4) and (M, 4) -> (N, M)."""
+    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
+    size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    inter = np.clip(size, 0, None).prod(axis=-1)  # (N, M)
+    areas = [np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1) for boxes in (a, b)]
+    union = areas[0] + areas[1] - inter
+    iou: NDArray[np.float64] = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+    return iou
+
+
+def _mask_match(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Return the IoU of two masks (H, W), or 1 if they differ in a few pixels only."""
+    if int((first ^ second).sum()) <= MASK_PIXELS:
+        return 1.0
+    return float((first & second).sum() / (first | second).sum())
+
+
+def match_detections(
+    image: str, expected: Detections, found: Detections, *, cut: float, full: bool
+) -> DetectionDifference:
+    """Find a partner for every detection of torch.
+
+    Args:
+        image: Name, for messages.
+        expected: Of the network in torch.
+        found: Of the file.
+        cut: Smallest score that either could report; detections within 0.001 of it are left out,
+            as rounding decides whether they are there.
+        full: The number of detections is the largest allowed, so the least score is a cut too.
+    """
+    limit = cut + SCORE_TOLERANCE
+    if full and len(expected.scores):
+        limit = max(limit, float(expected.scores.min()) + SCORE_TOLERANCE)
+    wanted = np.flatnonzero(expected.scores > limit)
+    overlap = box_iou(expected.xyxy, found.xyxy)  # (N, M)
+    overlap[expected.labels[:, None] != found.labels[None]] = 0.0
+    masks, other = expected.dense(), found.dense()
+    free = np.ones(len(found.scores), dtype=bool)
+    matched, score, worst_box, worst_mask = 0, 0.0, 1.0, 1.0
+    missing = []
+    for index in wanted[np.argsort(-expected.scores[wanted], kind="stable")]:
+        gaps = np.abs(found.scores - expected.scores[index])
+        candidates = np.flatnonzero(
+            free & (overlap[index] >= IOU_LIMIT) & (gaps <= SCORE_TOLERANCE)
+        )
+        partner, mask = -1, 0.0
+        for candidate in candidates[np.argsort(-overlap[index, candidates], kind="stable")]:
+            mask = _mask_match(masks[index], other[candidate])
+            if mask >= IOU_LIMIT:
+                partner = int(candidate)
+                break
+        if partner < 0:
+            box = ", ".join(f"{side:.1f}" for side in expected.xyxy[index])
+            missing.append(
+                f"{image}: {expected.class_names[int(expected.labels[index])]} "
+                f"{expected.scores[index]:.3f} at [{box}]"
+            )
+            continue
+        free[partner] = False
+        matched += 1
+        score = max(score, float(gaps[partner]))
+        worst_box = min(worst_box, float(overlap[index, partner]))
+        worst_mask = min(worst_mask, mask)
+    return DetectionDifference(len(wanted), matched, score, worst_box, worst_mask, tuple(missing))
+
+
+def _merge(parts: Sequence[DetectionDifference]) -> DetectionDifference:
+    """Join the differences of several images."""
+    return DetectionDifference(
+        expected=sum(part.expected for part in parts),
+        matched=sum(part.matched for part in parts),
+        score=max((part.score for part in parts), default=0.0),
+        box_iou=min((part.box_iou for part in parts), default=1.0),
+        mask_iou=min((part.mask_iou for part in parts), default=1.0),
+        missing=tuple(line for part in parts for line in part.missing),
+    )
+
+
+# --------------------------------------------------------------------------------- the gate
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Frames to compare on."""
+
+    frames: dict[str, NDArray[np.uint8]]
+    """RGB (H, W, 3) by name."""
+    source: str
+    """One phrase for reports: whose images these are."""
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Result of the gate."""
+
+    file: str
+    against: str
+    backend: str
+    samples: str
+    images: list[str]
+    tensors: list[TensorDifference]
+    detections: DetectionDifference
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is within its tolerance."""
+        return self.detections.passed and all(part.passed for part in self.tensors)
+
+    def failure(self) -> str:
+        """Say the first thing that differs."""
+        for part in self.tensors:
+            if not part.passed:
+                return (
+                    f"first divergent tensor {part.name}: {part.where}; "
+                    f"difference {part.difference:.3g}, allowed {part.allowed:.3g}"
+                )
+        return (
+            f"{len(self.detections.missing)} of {self.detections.expected} detections have no "
+            f"partner, the first is {self.detections.missing[0]}"
+            if self.detections.missing
+            else "nothing differs"
+        )
+
+    def lines(self) -> list[str]:
+        """Return the report for people."""
+        head = f"parity of {self.file} ({self.backend}) with {self.against}, on {self.samples}"
+        body = [f"  {part.line()}" for part in self.tensors]
+        return [head, *body, f"  {self.detections.line()}", *(f"  {n}" for n in self.notes)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return {
+            "file": self.file,
+            "against": self.against,
+            "backend": self.backend,
+            "passed": self.passed,
+            "samples": self.samples,
+            "images": self.images,
+            "tensors": [asdict(part) | {"passed": part.passed} for part in self.tensors],
+            "detections": asdict(self.detections) | {"passed": self.detections.passed},
+            "notes": self.notes,
+        }
+
+
+def drawn_samples(seed: int = 0, count: int = 2, height: int = 480, width: int = 640) -> Samples:
+    """Draw shapes over noise, for a gate without photographs: same bytes for the same seed."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    frames = {}
+    for number in range(count):
+        slope = generator.uniform(-1, 1, (3, 2))
+        image = np.stack([128 + 90 * (a * x / width + b * y / height) for a, b in slope], axis=-1)
+        for _ in range(12):
+            centre_x, centre_y = generator.uniform(0, width), generator.uniform(0, height)
+            half_x, half_y = generator.uniform(15, width / 5), generator.uniform(15, height / 4)
+            offset_x, offset_y = (x - centre_x) / half_x, (y - centre_y) / half_y
+            if generator.uniform() < 0.5:
+                inside = offset_x**2 + offset_y**2 < 1
+            else:
+                inside = np.maximum(abs(offset_x), abs(offset_y)) < 1
+            image[inside] = generator.uniform(0, 255, 3)
+        image += generator.normal(0, 12, image.shape)
+        frames[f"drawn {number}"] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return Samples(frames, f"{count} drawn images (seed {seed}); --data takes real ones")
+
+
+def _annotated_files(annotation_file: Path) -> list[Path]:
+    """Return the image paths of a COCO file, relative to its folder."""
+    try:
+        images = json.loads(annotation_file.read_text(encoding="utf-8"))["images"]
+        return [annotation_file.parent / str(entry["file_name"]) for entry in images]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{annotation_file} is not a COCO file: {error!r}") from error
+
+
+def real_samples(data: Path, count: int = 4) -> Samples:
+    """Take frames from a data set, a COCO file, a folder of images or one image.
+
+    Args:
+        data: Folder with val.json, a COCO file, a folder of images, or an image.
+        count: How many, evenly spread over what is there.
+
+    Raises:
+        DataError: if there is no image or one cannot be read.
+    """
+    if (data / "val.json").is_file():
+        files = _annotated_files(data / "val.json")
+    elif data.suffix == ".json":
+        files = _annotated_files(data)
+    else:
+        files = [path for path in list_sources(data) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise DataError(f"{data} holds no image")
+    step = max(1, len(files) // count)
+    chosen = files[::step][:count]
+    frames = {path.name: read_image(path) for path in chosen}
+    return Samples(frames, f"{len(frames)} of {len(files)} images of {data}")
+
+
+def metadata_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """Name the first key in which a file's metadata differ from the network's, or None.
+
+    The producer's version and the licence texts may differ.
+    """
+    for key in sorted(set(expected) | set(found)):
+        if key in ("producer", "licence", "weights"):
+            continue
+        if expected.get(key) != found.get(key):
+            return f"{key} is {found.get(key)!r}, the network has {expected.get(key)!r}"
+    return None
+
+
+def hold(
+    file: str,
+    against: str,
+    exported: Any,
+    reference: Any,
+    samples: Samples,
+) -> ParityReport:
+    """Run the parity gate.
+
+    Args:
+        file: Name of the file, for the report.
+        against: Name of the network, for the report.
+        exported: The file opened by the runtime, a `Backend`.
+        reference: The network at the same input size, a `TorchBackend`.
+        samples: Frames to compare on.
+    """
+    imgsz = reference.metadata["imgsz"]
+    size = Fit(int(imgsz["height"]), int(imgsz["width"]))
+    inputs = {name: letterbox(frame, size)[0][None] for name, frame in samples.frames.items()}
+    tensors = compare_tensors(reference, exported, inputs)
+    expected, found = Segmenter(reference, conf=0.0), Segmenter(exported, conf=0.0)
+    limit = int(reference.metadata["nms"]["max_det"])
+    cut = float(reference.metadata["scores"]["candidate_score"])
+    if reference.metadata["scores"]["final"] != "score0":
+        cut = 0.0  # the cut is on another score than the reported one
+    parts = []
+    for name, frame in samples.frames.items():
+        truth, answer = expected(frame), found(frame)
+        full = len(truth.scores) >= limit
+        parts.append(match_detections(name, truth, answer, cut=cut, full=full))
+    merged = _merge(parts)
+    notes = []
+    if merged.expected == 0:
+        notes.append("no detection on these images: only the raw tensors were compared")
+    return ParityReport(
+        file=file,
+        against=against,
+        backend=str(exported.name),
+        samples=samples.source,
+        images=list(samples.frames),
+        tensors=tensors,
+        detections=merged,
+        notes=notes,
+    )
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def release(temporary: Path, final: Path, report: ParityReport) -> Path:
+    """Give a file its name if it passed, and quarantine it if not.
+
+    Args:
+        temporary: The file or folder under test.
+        final: Its name once it is proven; what stood there before is replaced.
+        report: The gate's result.
+
+    Returns:
+        The final path.
+
+    Raises:
+        ParityError: if the gate failed; the file then lies beside, as `<name>.failed`.
+    """
+    if not report.passed:
+        failed = final.with_name(final.name + ".failed")
+        remove(failed)
+        temporary.rename(failed)
+        raise ParityError(f"{failed}: {report.failure()}")
+    if final.is_dir():
+        remove(final)  # a folder cannot be replaced in one step
+    temporary.replace(final)
+    return final
+
+
+def check_metadata(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a file whose metadata belong to another network.
+
+    Raises:
+        FileMismatchError: with the first key that differs.
+    """
+    difference = metadata_difference(expected, found)
+    if difference is not None:
+        raise FileMismatchError(f"{file} is of another network: {difference}")
