@@ -118,7 +118,9 @@ def _load_recipe(
     metavar="DEVICE",
     help="auto, cpu, cuda, cuda:N.",
 )
-@click.option("--devices", type=int, default=1, show_default=True, help="Processes, one per device.")
+@click.option(
+    "--devices", type=int, default=1, show_default=True, help="Processes, one per device."
+)
 @click.option(
     "--precision",
     type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
@@ -171,8 +173,10 @@ def _check_files(data: Path, weights: Path | None) -> None:
     if not data.is_dir():
         raise DataError(f"--data: there is no folder {data}")
     if not (data / "train.json").is_file():
-        raise DataError(f"--data {data}: it holds no train.json; a data folder has train.json "
-                        "and val.json in COCO form")
+        raise DataError(
+            f"--data {data}: it holds no train.json; a data folder has train.json "
+            "and val.json in COCO form"
+        )
     if weights is not None and not weights.exists():
         raise FileMismatchError(f"--weights: there is no file {weights}")
 
@@ -190,7 +194,7 @@ def _run(
     strict: bool,
 ) -> None:
     """Train, and say how to go on when interrupted."""
-    from boxseg.train.engine import Engine, Interrupted, RunSettings
+    from boxseg.train.engine import Engine, RunInterruptedError, RunSettings
     from boxseg.train.reports import Reports
 
     engine = Engine(
@@ -220,7 +224,7 @@ def _run(
     engine.start_folder()
     try:
         engine.fit(reports)
-    except Interrupted as stop:
+    except RunInterruptedError as stop:
         if first:
             click.echo(
                 f"interrupted: saved after step {stop.step} of {recipe.schedule.max_iters}; "

@@ -76,8 +76,35 @@ class ModelRecipe(_Section):
 
 
 def _flip_setting(value: object) -> object:
-    """Undo YAML 1.1, which reads a bare on and off as booleans."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    """Check a flip rule; YAML 1.1 reads a bare on and off as booleans."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    pairs = isinstance(value, Mapping) and value
+    if value in ("on", "off") or (
+        pairs and all(isinstance(name, str) for pair in pairs.items() for name in pair)
+    ):
+        return value
+    raise ValueError(f"data.flip must be off, on or {{left class: right class}}, got {value!r}")
+
+
+def _term_options(value: object) -> object:
+    """Check that terms are {name: {option: plain value}}."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"terms must be {{name: {{option: value}}}}, got {value!r:.60}")
+    if not value:
+        raise ValueError("terms is empty; a recipe needs at least one term")
+    for name, options in value.items():
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f"terms.{name} must be a mapping of options, or null to leave the term out, "
+                f"got {options!r:.60}"
+            )
+        for option, setting in options.items():
+            if not isinstance(setting, bool | int | float | str):
+                raise ValueError(
+                    f"terms.{name}.{option} must be a number or a word, got {setting!r:.60}"
+                )
+    return value
 
 
 class DataRecipe(_Section):
@@ -87,9 +114,7 @@ class DataRecipe(_Section):
     """Short sides in pixels; one is drawn per image."""
     long_side: int = Field(default=1333, ge=32)
     """The long side is never longer than this, in pixels."""
-    flip: Annotated[
-        Literal["off", "on"] | dict[str, str], BeforeValidator(_flip_setting)
-    ] = "on"
+    flip: Annotated[Literal["off", "on"] | dict[str, str], BeforeValidator(_flip_setting)] = "on"
     """Mirror half of the images: off, on, or {left class: right class} to swap names as well."""
     batch_size: int = Field(default=16, ge=1)
     """Images per optimizer step, over all devices."""
@@ -160,18 +185,12 @@ class Recipe(_Section):
     model: ModelRecipe = ModelRecipe()
     data: DataRecipe = DataRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
-    terms: dict[str, TermOptions]
+    terms: Annotated[dict[str, TermOptions], BeforeValidator(_term_options)]
     """The parts of the loss by name, each with its options; see boxseg.train.criterion."""
     validation: ValidationRecipe = ValidationRecipe()
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, data order and geometry."""
     precision: Precision = "32-true"
-
-    @model_validator(mode="after")
-    def _has_terms(self) -> Self:
-        if not self.terms:
-            raise ValueError("terms is empty; a recipe needs at least one term")
-        return self
 
     @property
     def uses_masks(self) -> bool:
@@ -197,7 +216,7 @@ def parse_yaml(text: str, source: str) -> object:
         ValueError: one line with source, line and problem.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
@@ -227,7 +246,9 @@ def _set_override(values: dict[str, Any], override: str) -> None:
         raise ValueError(f"-o needs key=value such as schedule.lr=0.005, got {override!r}")
     value = parse_yaml(text, f"-o {path}")
     if len(names) == 1 and _section_at(names) is not None:
-        raise ValueError(f"-o {path} names a section; give one of its settings, {path}.<name>=value")
+        raise ValueError(
+            f"-o {path} names a section; give one of its settings, {path}.<name>=value"
+        )
     for depth, name in enumerate(names):
         section = _section_at(names[:depth])
         if section is not None and name not in section.model_fields:
@@ -290,9 +311,7 @@ def parse_recipe(values: object, overrides: Iterable[str] = (), source: str = "r
         _set_override(raw, override)
     terms = raw.get("terms")
     if isinstance(terms, dict):
-        raw["terms"] = {
-            name: options for name, options in terms.items() if options is not None
-        }
+        raw["terms"] = {name: options for name, options in terms.items() if options is not None}
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

@@ -1,30 +1,37 @@
 """What a person sees of a run: progress, metrics.csv, TensorBoard, curves and predictions.
 
-On a terminal one live block is redrawn; anywhere else plain lines are written every few steps. All
-files can be written again from metrics.csv and the model files, so none of them is part of resuming.
+On a terminal one live block is redrawn; anywhere else plain lines are written every few steps.
+All pictures can be drawn again from metrics.csv and the model files: resuming needs none of them.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from boxseg.runtime.accuracy import Accuracy, report_lines
+from boxseg.runtime.drawing import Instances, compare, panel, write_picture
+from boxseg.runtime.images import read_image
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    from boxseg.runtime.segmenter import Segmenter
+    from boxseg.runtime.detections import Detections
 
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
@@ -41,6 +48,7 @@ PICTURE_CONFIDENCE = 0.3
 """Final score that a drawn prediction needs."""
 
 Cell = str | int | float
+Predict = Callable[["npt.NDArray[np.uint8]"], "Detections"]
 
 
 @dataclass(frozen=True)
@@ -114,28 +122,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _number(value: float | None) -> str:
-    """Return an AP in percent."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def accuracy_lines(accuracy: Mapping[str, Any]) -> list[str]:
-    """Return what `Accuracy.as_dict` says as lines: box AP, mask AP, tightness, notes."""
-    lines = []
-    for name, title in (("box", "box"), ("mask", "mask")):
-        values = accuracy.get(name)
-        if values is None:
-            continue
-        parts = [f"{title} AP {_number(values['AP'])}"]
-        parts += [
-            f"{key} {_number(values[key])}" for key in ("AP50", "AP75", "APs", "APm", "APl")
-        ]
-        lines.append("  ".join(parts))
-    lines.append(f"box tightness of masks {_number(accuracy.get('tightness'))}")
-    lines += [str(note) for note in accuracy.get("notes", ())]
-    return lines
 
 
 class _Averages:
@@ -268,7 +254,9 @@ class Reports:
                 for name, value in means.items()
                 if name.startswith("loss_")
             )
-            self.note(f"step {report.step}/{self._last}  {state}  loss {means['loss']:.3f}  {terms}")
+            self.note(
+                f"step {report.step}/{self._last}  loss {means['loss']:.3f}  {terms}  {state}"
+            )
         row: dict[str, Cell] = {
             "step": report.step,
             "phase": "train",
@@ -285,33 +273,35 @@ class Reports:
             return
         for name, value in row.items():
             if name not in ("step", "phase", "epoch"):
-                tag = name.replace("_", "/", 1) if name.startswith(("loss_", "box_", "mask_")) else name
+                tag = (
+                    name.replace("_", "/", 1)
+                    if name.startswith(("loss_", "box_", "mask_"))
+                    else name
+                )
                 self._writer.add_scalar(tag, float(value), int(row["step"]))
 
-    def validation(
-        self, step: int, accuracy: Mapping[str, Any], *, score: float, improved: bool
-    ) -> None:
+    def validation(self, step: int, accuracy: Accuracy, *, score: float, improved: bool) -> None:
         """Print and record one validation.
 
         Args:
             step: Steps that are done.
-            accuracy: What `Accuracy.as_dict` returned.
+            accuracy: Box and mask AP and tightness.
             score: The number that chooses the best weights.
             improved: Whether these weights are the best so far.
         """
         if not self._enabled:
             return
         row: dict[str, Cell] = {"step": step, "phase": "validation"}
-        for kind in ("box", "mask"):
-            for name, value in (accuracy.get(kind) or {}).items():
+        for kind, precision in (("box", accuracy.box), ("mask", accuracy.mask)):
+            for name, value in (precision.as_dict() if precision else {}).items():
                 if value is not None:
                     row[f"{kind}_{name}"] = f"{value:.6g}"
-        if accuracy.get("tightness") is not None:
-            row["tightness"] = f"{accuracy['tightness']:.6g}"
+        if accuracy.tightness is not None:
+            row["tightness"] = f"{accuracy.tightness:.6g}"
         row["score"] = f"{score:.6g}"
         self._record(row)
         self.note(f"validation after step {step}" + ("  (best so far)" if improved else ""))
-        for line in accuracy_lines(accuracy):
+        for line in report_lines(accuracy):
             self.note(f"  {line}")
         self.draw_curves()
 
@@ -320,8 +310,16 @@ class Reports:
         if self._enabled:
             draw_curves(self._metrics.rows(), self._out / CURVES_FILE)
 
-    def pictures(self, segmenter: Segmenter, annotation_file: Path, image_root: Path) -> None:
-        """Write predictions.png: truth beside prediction."""
+    def pictures(self, predict: Predict, annotation_file: Path, image_root: Path) -> None:
+        """Write predictions.png: truth beside prediction on the first images with objects.
+
+        Args:
+            predict: A Segmenter.
+            annotation_file: COCO json.
+            image_root: Folder that its file names are relative to.
+        """
+        if self._enabled:
+            draw_predictions(predict, annotation_file, image_root, self._out / PREDICTIONS_FILE)
 
     def finish(self) -> None:
         """Say that the run is complete."""
@@ -380,4 +378,39 @@ def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         right.legend(fontsize="small")
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
+    os.replace(temporary, path)
+
+
+def draw_predictions(predict: Predict, annotation_file: Path, image_root: Path, path: Path) -> None:
+    """Draw truth beside prediction, two images per row.
+
+    Args:
+        predict: A Segmenter.
+        annotation_file: COCO json that `evaluate` accepted.
+        image_root: Folder that its file names are relative to.
+        path: PNG to write.
+    """
+    content = json.loads(annotation_file.read_bytes())
+    names = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+    objects: dict[int, list[dict[str, object]]] = {}
+    for entry in content["annotations"]:
+        if not entry.get("iscrowd"):
+            objects.setdefault(entry["image_id"], []).append(entry)
+    images = [entry for entry in content["images"] if entry["id"] in objects]
+    # spread over the file: neighbours in a file are often alike
+    images = images[:: max(1, len(images) // PICTURES)][:PICTURES]
+    pairs = []
+    for entry in images:
+        frame = read_image(image_root / entry["file_name"])
+        truth = Instances.from_annotations(objects[entry["id"]], names, *frame.shape[:2])
+        found = Instances.from_detections(predict(frame), PICTURE_CONFIDENCE)
+        pairs.append(compare(frame, truth, found, scale=max(1.0, 480 / frame.shape[1])))
+    if not pairs:
+        return
+    rows = [
+        [picture for pair in pairs[start : start + 2] for picture in pair]
+        for start in range(0, len(pairs), 2)
+    ]
+    temporary = path.with_suffix(".tmp.png")
+    write_picture(temporary, panel(rows, titles=("truth", "prediction") * min(2, len(pairs))))
     os.replace(temporary, path)

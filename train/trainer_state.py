@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from boxseg.checkpoint import FORMAT_VERSION, TRAINER_FORMAT, read_payload, write_atomically
@@ -93,9 +92,7 @@ def load_trainer_state(path: Path) -> TrainerState:
             recipe=dict(payload["recipe"]),
             data=dict(payload["data"]),
             validated_step=int(payload["validated_step"]),
-            best=Best(
-                score=float(payload["best"]["score"]), step=int(payload["best"]["step"])
-            ),
+            best=Best(score=float(payload["best"]["score"]), step=int(payload["best"]["step"])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileMismatchError(f"{path} is incomplete: {error}") from error
@@ -104,20 +101,14 @@ def load_trainer_state(path: Path) -> TrainerState:
 def capture_random(device: torch.device) -> dict[str, Any]:
     """Return the state of this process's random number generators as plain values.
 
+    numpy's global generator is not among them: this project never draws from it.
+
     Args:
         device: Device that the process trains on.
     """
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {
-            "kind": str(kind),
-            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "cached": float(cached),
-        },
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":
@@ -127,17 +118,8 @@ def capture_random(device: torch.device) -> dict[str, Any]:
 
 def restore_random(state: Mapping[str, Any], device: torch.device) -> None:
     """Set this process's random number generators to what capture_random returned."""
-    python, numbers = state["python"], state["numpy"]
+    python = state["python"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    np.random.set_state(
-        (
-            numbers["kind"],
-            numbers["keys"].numpy().astype(np.uint32),
-            numbers["position"],
-            numbers["has_gauss"],
-            numbers["cached"],
-        )
-    )
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
