@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from boxseg.export.to_onnx import TracedGraph
+    from boxseg.student import Student
 
 # Tests are many small networks; threads would only fight over the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,6 +26,44 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"BOXSEG_DATA={value} is not a folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_student() -> Student:
+    """Return a small untrained network of two classes, made to find something everywhere."""
+    import torch
+
+    from boxseg.config import ModelConfig
+    from boxseg.student import Student
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        classes=("star", "ring"),
+        category_ids=(3, 7),
+        backbone="mobilenet_v2",
+        fpn_channels=16,
+        tower_channels=16,
+        tower_depth=1,
+        mask_channels=4,
+        mask_branch_channels=16,
+        mask_branch_depth=1,
+        imgsz=(96, 128),
+    )
+    student = Student(config)
+    with torch.no_grad():
+        # Fresh classifiers say "nothing" everywhere; spread the scores so that ties are rare.
+        student.head.class_logits.weight.normal_(std=0.5)
+        student.head.class_logits.bias.fill_(0.0)
+    return student.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_graph(tiny_student: Student) -> TracedGraph:
+    """Return the small network as ONNX in memory."""
+    from boxseg.export.to_onnx import trace
+    from boxseg.inference import describe
+
+    return trace(tiny_student, describe(tiny_student.config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
