@@ -138,6 +138,11 @@ class Frame:
     image: NDArray[np.uint8]
     """Pixels, RGB, (H, W, 3)."""
 
+    @property
+    def is_video(self) -> bool:
+        """Whether the file is a video."""
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
 
 def _read_video(path: Path) -> Iterator[Frame]:
     """Decode a video frame by frame; nothing is kept."""

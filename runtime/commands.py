@@ -1,0 +1,688 @@
+"""The commands of a robot: predict, eval, bench and doctor; none of them imports torch.
+
+MODEL is what `boxseg export` wrote (.onnx, *_openvino_model), or a run folder or .pt file, which is
+opened by the function that the command line puts into `click.Context.obj["open_torch"]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from boxseg import __version__
+from boxseg.errors import BackendMissingError, BoxSegError, DataError
+
+if TYPE_CHECKING:
+    from boxseg.runtime.benchmark import StageTime, Timing
+    from boxseg.runtime.images import Frame
+    from boxseg.runtime.segmenter import Segmenter
+
+FILE = click.Path(path_type=Path)
+
+TORCH_SUFFIXES = (".pt", ".pth")
+BENCH_FRAMES = 64  # decoded frames are kept in memory
+BUSY_SHARE = 0.5  # load per core, before a benchmark begins, above which times are not trusted
+
+# Distribution -> the extra that installs it, in the order of `boxseg doctor`.
+OPTIONAL = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "pycocotools": "eval",
+    "av": "video",
+    "torch": "train",
+    "torchvision": "train",
+    "onnx": "export",
+}
+INSTRUCTION_SETS = (
+    ("avx2", "AVX2"),
+    ("fma", "FMA"),
+    ("avx512f", "AVX-512"),
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx512_bf16", "AVX-512 BF16"),
+    ("amx_bf16", "AMX BF16"),
+    ("amx_int8", "AMX INT8"),
+    ("asimd", "NEON"),
+    ("asimddp", "NEON dot product"),
+)
+
+
+# --- what several commands need ------------------------------------------------------------------
+
+
+def _is_torch_model(path: Path) -> bool:
+    """Whether a path is a model file or a run folder rather than a deployed file."""
+    if path.is_dir():
+        return not any(path.glob("*.xml"))
+    return path.suffix.lower() in TORCH_SUFFIXES
+
+
+def _open_torch(path: Path, device: str | None) -> Any:
+    """Open a model file through the hook of the command line; torch is imported behind it."""
+    context = click.get_current_context(silent=True)
+    hook: Callable[[Path, str | None], Any] | None = (
+        (context.find_object(dict) or {}).get("open_torch") if context is not None else None
+    )
+    missing = f"{path} runs in torch, which is not installed; pip install boxseg[train]"
+    if hook is None:
+        raise BackendMissingError(missing)
+    try:
+        return hook(path, device)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "boxseg":
+            raise
+        raise BackendMissingError(missing) from None
+
+
+def open_model(
+    path: Path,
+    *,
+    conf: float,
+    iou: float | None = None,
+    max_det: int | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> Segmenter:
+    """Open any kind of model as a Segmenter.
+
+    Raises:
+        FileMismatchError: if the file is none of boxseg's.
+        BackendMissingError: if its engine is not installed.
+        click.UsageError: if the path does not exist or an option does not go with it.
+    """
+    if not path.exists():
+        raise click.UsageError(f"MODEL {path}: no such file or folder")
+    opened: Any = path
+    if _is_torch_model(path):
+        if threads is not None:
+            raise click.UsageError(
+                "--threads is for .onnx and OpenVINO files; in torch set OMP_NUM_THREADS"
+            )
+        opened = _open_torch(path, device)
+        device = None  # the backend has it
+    from boxseg.runtime.segmenter import Segmenter
+
+    return Segmenter(opened, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write a JSON file whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(values, stream, allow_nan=False)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a counter on a terminal's standard error; nothing in a log."""
+    shown = sys.stderr.isatty()
+
+    def step(done: int, total: int) -> None:
+        if shown:
+            click.echo(f"\r{label} {done}/{total}", nl=False, err=True)
+
+    yield step
+    if shown:
+        click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
+
+
+def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every command with a model has."""
+    for option in (
+        click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine."),
+        click.option("--device", help="cpu, cuda, cuda:0, or a device of OpenVINO."),
+        click.option(
+            "--max-det",
+            type=click.IntRange(min=1),
+            help="Detections per frame.  [default: the file's]",
+        ),
+        click.option(
+            "--iou",
+            type=click.FloatRange(0, 1),
+            help="NMS suppresses above this IoU.  [default: the file's]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _input_text(segmenter: Segmenter) -> str:
+    """Say the input size, height first."""
+    size = segmenter.metadata.imgsz
+    if hasattr(size, "height"):
+        return f"input {size.height} x {size.width} (height x width)"
+    return f"input short side {size.short}, long side at most {size.long}"
+
+
+# --- predict -------------------------------------------------------------------------------------
+
+
+def _count_text(names: list[str]) -> str:
+    """Say what was found: 2 person, 1 dog."""
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).items()) or "nothing"
+
+
+def _picture_path(folder: Path, frame: Frame, taken: set[Path]) -> Path:
+    """Name a picture after its frame; a number is added where two frames share a name."""
+    path, number = folder / f"{frame.name}.jpg", 2
+    while path in taken:
+        path = folder / f"{frame.name}-{number}.jpg"
+        number += 1
+    taken.add(path)
+    return path
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.argument("sources", type=FILE, nargs=-1, required=True, metavar="SOURCE...")
+@click.option(
+    "--conf",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Keep detections with a final score above this.",
+)
+@_engine_options
+@click.option(
+    "--out",
+    type=FILE,
+    default=Path("predictions"),
+    show_default=True,
+    help="Folder for the pictures.",
+)
+@click.option("--save-json", type=FILE, help="Write all detections to this file (COCO).")
+@click.option("--no-pictures", is_flag=True, help="Do not draw.")
+def predict(
+    model: Path,
+    sources: tuple[Path, ...],
+    conf: float,
+    iou: float | None,
+    max_det: int | None,
+    device: str | None,
+    threads: int | None,
+    out: Path,
+    save_json: Path | None,
+    no_pictures: bool,
+) -> None:
+    """Find instances in images, folders or videos.
+
+    SOURCE is an image file, a video file, or a folder of them. Pictures are written to --out, one
+    per image or video frame. --save-json writes one COCO file: images with their names, categories,
+    and annotations with a score each, boxes as x, y, width, height and masks as RLE.
+    """
+    from boxseg.runtime.images import iterate_frames, list_sources
+
+    files = [file for source in sources for file in list_sources(source)]
+    if not no_pictures:
+        if out.exists() and not out.is_dir():
+            raise click.UsageError(f"--out {out} is a file; name a folder")
+        for file in files:
+            if file.parent.resolve() == out.resolve():
+                raise click.UsageError(f"--out {out} holds the source {file}; name another folder")
+        out.mkdir(parents=True, exist_ok=True)
+    segmenter = open_model(
+        model, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
+    )
+    failed: list[DataError] = []
+
+    def skip(error: DataError) -> None:
+        failed.append(error)
+        click.echo(f"error: {error}", err=True)
+
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    taken: set[Path] = set()
+    for file in files:
+        for frame in iterate_frames(file, skip if len(files) > 1 else None):
+            detections = segmenter(frame.image)
+            names = [segmenter.metadata.classes[int(label)] for label in detections.labels]
+            milliseconds = float(detections.times_ms["total"])
+            click.echo(f"{frame.path} [{frame.index}]" if frame.is_video else frame.path, nl=False)
+            click.echo(f": {_count_text(names)}, {milliseconds:.1f} ms")
+            if save_json is not None:
+                image_id = len(images) + 1
+                images.append(
+                    {
+                        "id": image_id,
+                        "file_name": str(frame.path),
+                        "height": frame.image.shape[0],
+                        "width": frame.image.shape[1],
+                    }
+                    | ({"frame": frame.index} if frame.is_video else {})
+                )
+                for entry in detections.to_coco(image_id):
+                    annotations.append(_annotation(entry, len(annotations) + 1))
+            if not no_pictures:
+                from boxseg.runtime.drawing import Instances, draw_instances, write_picture
+
+                picture = draw_instances(frame.image, Instances.from_detections(detections))
+                write_picture(_picture_path(out, frame, taken), picture)
+    if save_json is not None:
+        ids, classes = segmenter.metadata.category_ids, segmenter.metadata.classes
+        categories = [{"id": i, "name": n} for i, n in zip(ids, classes, strict=True)]
+        write_json(
+            save_json,
+            {"images": images, "categories": categories, "annotations": annotations},
+        )
+        click.echo(f"{len(annotations)} detections in {save_json}")
+    if taken:
+        click.echo(f"{len(taken)} pictures in {out}")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(files)} sources could not be read")
+
+
+def _annotation(entry: Any, identity: int) -> dict[str, object]:
+    """Complete a COCO result to an annotation that labelling tools read."""
+    return {**entry, "id": identity, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+
+
+# --- eval ----------------------------------------------------------------------------------------
+
+
+def _annotation_file(data: Path) -> Path:
+    """Return the annotation file that --data names."""
+    if data.is_dir():
+        if not (data / "val.json").is_file():
+            raise DataError(f"{data}: no val.json in this folder; give the annotation file itself")
+        return data / "val.json"
+    if not data.exists():
+        raise DataError(f"{data}: no such file or folder")
+    return data
+
+
+@click.command("eval")
+@click.argument("model", type=FILE)
+@click.option(
+    "--data", type=FILE, required=True, help="COCO file, or a folder whose val.json is taken."
+)
+@click.option(
+    "--images",
+    type=FILE,
+    help="Folder that the file names start from.  [default: that of the COCO file]",
+)
+@click.option(
+    "--conf",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Judge detections with a final score above this; AP needs all of them.",
+)
+@_engine_options
+@click.option("--filled-boxes", is_flag=True, help="Also mask AP of the boxes filled.")
+@click.option("--per-class", is_flag=True, help="Also AP of each class.")
+@click.option("--max-images", type=click.IntRange(min=1), help="Judge the first N images alone.")
+@click.option("--json", "json_file", type=FILE, help="Write the numbers to this file.")
+@click.option("--save-json", type=FILE, help="Write the detections to this file (COCO results).")
+def evaluate(
+    model: Path,
+    data: Path,
+    images: Path | None,
+    conf: float,
+    iou: float | None,
+    max_det: int | None,
+    device: str | None,
+    threads: int | None,
+    filled_boxes: bool,
+    per_class: bool,
+    max_images: int | None,
+    json_file: Path | None,
+    save_json: Path | None,
+) -> None:
+    """Score a model on a COCO data set.
+
+    Prints box AP, mask AP (if the file has masks), and how tightly masks fill their boxes, in
+    percent. AP is COCO's: at most 100 detections per image and class, thresholds 0.50 to 0.95.
+    """
+    from boxseg.runtime import accuracy
+
+    file = _annotation_file(data)
+    root = file.parent if images is None else images
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of images")
+    segmenter = open_model(
+        model, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
+    )
+    with _progress("image") as step:
+        result = accuracy.evaluate(
+            segmenter,
+            file,
+            root,
+            max_images=max_images,
+            filled_boxes=filled_boxes,
+            progress=step,
+        )
+    click.echo(f"{model} on {file}, {_backend_text(segmenter)}, {_input_text(segmenter)}")
+    for line in accuracy.report_lines(result, per_class=per_class):
+        click.echo(line)
+    if conf > 0:
+        click.echo(f"detections with a score up to {conf:g} were not judged (--conf)")
+    if save_json is not None:
+        write_json(save_json, result.results)
+    if json_file is not None:
+        settings = {"conf": conf, "iou": iou, "max_det": max_det, "max_images": max_images}
+        write_json(
+            json_file,
+            {
+                "boxseg": __version__,
+                "model": str(model),
+                "data": str(file),
+                "backend": segmenter.backend.name,
+                "device": segmenter.backend.device,
+                "settings": settings,
+                **result.as_dict(),
+            },
+        )
+
+
+def _backend_text(segmenter: Segmenter) -> str:
+    """Say engine, device and stored precision."""
+    backend = segmenter.backend
+    return f"{backend.name} on {backend.device}, {segmenter.metadata.precision}"
+
+
+# --- bench ---------------------------------------------------------------------------------------
+
+
+def _bench_frames(source: Path | None) -> tuple[list[Any], str]:
+    """Return frames and what they are."""
+    from itertools import islice
+
+    from boxseg.runtime.benchmark import synthetic_frame
+    from boxseg.runtime.images import iterate_frames
+
+    if source is None:
+        return [synthetic_frame()], "a synthetic frame (seed 0), no real image: use --source"
+    frames = [frame.image for frame in islice(iterate_frames(source), BENCH_FRAMES)]
+    return frames, f"{len(frames)} frames of {source}"
+
+
+def _size_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def _stage_line(name: str, stage: StageTime) -> str:
+    return f"  {name:<12}{stage.p50:>9.2f}{stage.p90:>9.2f}{stage.p99:>9.2f}{stage.mean:>9.2f}"
+
+
+def _timing_lines(timing: Timing, heading: str) -> list[str]:
+    """Return one model's table."""
+    return [
+        heading,
+        f"  {'ms':<12}{'p50':>9}{'p90':>9}{'p99':>9}{'mean':>9}",
+        *(_stage_line(name, stage) for name, stage in timing.stages.items()),
+        f"  {timing.frames_per_second:.1f} frames per second, {timing.detections_mean:.1f} "
+        f"detections per frame (at most {timing.detections_most}), first call "
+        f"{timing.first_ms:.0f} ms",
+    ]
+
+
+@click.command()
+@click.argument("models", type=FILE, nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--source", type=FILE, help="Image, folder or video.  [default: a synthetic 720 x 1280 frame]"
+)
+@click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True)
+@click.option(
+    "--iters",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Timed frames per model, at least.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds of timed work, at least.",
+)
+@click.option(
+    "--conf",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="Masks are made of detections with a final score above this.",
+)
+@_engine_options
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Also time the engine alone on N images per call.",
+)
+@click.option("--json", "json_file", type=FILE, help="Write settings, machine and times here.")
+def bench(
+    models: tuple[Path, ...],
+    source: Path | None,
+    warmup: int,
+    iters: int,
+    duration: float,
+    conf: float,
+    iou: float | None,
+    max_det: int | None,
+    device: str | None,
+    threads: int | None,
+    batch: int,
+    json_file: Path | None,
+) -> None:
+    """Time models, stage by stage.
+
+    Several models take turns on the same frames. `total` is the wall-clock time from a frame in
+    memory to its detections with masks as RLE; reading and decoding of image files is outside.
+    """
+    from boxseg.runtime import benchmark
+
+    frames, text = _bench_frames(source)
+    names = [str(path) for path in models]
+    if len(set(names)) < len(names):
+        raise click.UsageError("MODEL is given twice; each model is timed once")
+    segmenters = {
+        str(path): open_model(
+            path, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
+        )
+        for path in models
+    }
+    machine = benchmark.describe_machine()
+    timings = benchmark.measure(segmenters, frames, warmup=warmup, iters=iters, duration=duration)
+    sizes = sorted({f"{frame.shape[0]} x {frame.shape[1]}" for frame in frames})
+    shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
+    click.echo(f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}")
+    click.echo(f"frames: {text}; {shown} (height x width), {timings[0].rounds} rounds")
+    records = []
+    for path, timing in zip(models, timings, strict=True):
+        segmenter = segmenters[str(path)]
+        threads_text = "engine's own threads" if threads is None else f"{threads} threads"
+        click.echo()
+        for line in _timing_lines(
+            timing,
+            f"{path} ({_size_bytes(path) / 1e6:.1f} MB): {_backend_text(segmenter)}, "
+            f"{threads_text}, {_input_text(segmenter)}",
+        ):
+            click.echo(line)
+        record: dict[str, object] = {
+            **timing.as_dict(),
+            "backend": segmenter.backend.name,
+            "device": segmenter.backend.device,
+            "precision": segmenter.metadata.precision,
+            "input": _input_text(segmenter),
+            "bytes": _size_bytes(path),
+        }
+        if batch > 1:
+            stage = _time_batch(segmenter, frames[0], batch, warmup, iters)
+            click.echo(_stage_line(f"engine x {batch}", stage))
+            click.echo(f"  {1000 * batch / stage.mean:.1f} images per second in the engine alone")
+            record["engine_batch"] = {"batch": batch, **asdict(stage)}
+        records.append(record)
+    notes = _bench_notes(timings, machine)
+    for note in notes:
+        click.echo(f"\n{note}")
+    if json_file is not None:
+        write_json(
+            json_file,
+            {
+                "machine": machine,
+                "peak_memory_bytes": benchmark.peak_memory_bytes(),
+                "settings": {
+                    "source": None if source is None else str(source),
+                    "frames": len(frames),
+                    "frame_sizes": sizes,
+                    "warmup": warmup,
+                    "iters": iters,
+                    "duration": duration,
+                    "conf": conf,
+                    "iou": iou,
+                    "max_det": max_det,
+                    "threads": threads,
+                    "batch": batch,
+                },
+                "models": records,
+                "notes": notes,
+            },
+        )
+
+
+def _time_batch(segmenter: Segmenter, frame: Any, batch: int, warmup: int, iters: int) -> StageTime:
+    """Time the engine alone on several images per call."""
+    from boxseg.runtime.benchmark import measure_batch
+    from boxseg.runtime.preprocess import letterbox
+
+    image, _ = letterbox(frame, segmenter.metadata.imgsz)
+    try:
+        return measure_batch(segmenter.backend.run, image, batch=batch, warmup=warmup, iters=iters)
+    except BoxSegError:
+        raise
+    except Exception as error:  # every engine has its own class for a refused shape
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BoxSegError(
+            f"--batch {batch}: {segmenter.backend.name} refuses this batch ({reason}); "
+            "the file may hold a fixed batch of 1"
+        ) from None
+
+
+def _bench_notes(timings: list[Timing], machine: dict[str, Any]) -> list[str]:
+    """Say what keeps the times from meaning what they seem to."""
+    notes = []
+    if any(timing.detections_most == 0 for timing in timings):
+        notes.append("A model found nothing: selecting and drawing masks cost it nothing here.")
+    load, cores = machine["load_before"], machine["cores"]
+    if load is not None and load > BUSY_SHARE * cores:
+        notes.append(
+            f"The machine was busy before this began (load {load:.1f} on {cores} cores); "
+            "times may be too long."
+        )
+    return notes
+
+
+# --- doctor --------------------------------------------------------------------------------------
+
+
+def _check_native() -> str | None:
+    """Return what is wrong with the native library; None if it works."""
+    try:
+        import numpy as np
+
+        from boxseg.runtime.preprocess import Fit, letterbox
+
+        image, _ = letterbox(np.full((8, 16, 3), 7, np.uint8), Fit(32, 32))
+    except Exception as error:  # a doctor reports whatever is wrong
+        return f"{type(error).__name__}: {error}"
+    # 8 x 16 fills 16 x 32 at the top; below it is padding
+    if image.shape != (32, 32, 3) or (image[:16] != 7).any() or tuple(image[16, 0]) == (7, 7, 7):
+        return "gives wrong pixels"
+    return None
+
+
+def _engine_devices(name: str) -> tuple[list[str], str | None]:
+    """Return the devices of an engine, or what keeps it from loading."""
+    try:
+        module = importlib.import_module(name)
+        if name == "onnxruntime":
+            return [str(provider) for provider in module.get_available_providers()], None
+        return [str(device) for device in module.Core().available_devices], None
+    except Exception as error:  # a doctor reports whatever is wrong
+        return [], " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@click.command()
+@click.option("--json", "json_file", type=FILE, help="Write the findings to this file.")
+def doctor(json_file: Path | None) -> None:
+    """Say what this machine can run, and what is missing.
+
+    Ends with 4 if the native library or every engine is missing.
+    """
+    from boxseg.runtime import benchmark
+
+    machine = benchmark.describe_machine()
+    flags = benchmark.cpu_flags()
+    sets = [text for flag, text in INSTRUCTION_SETS if flag in flags]
+    click.echo(f"boxseg {__version__}, Python {platform.python_version()} ({sys.executable})")
+    click.echo(f"{machine['system']}, {machine['cpu']}, {machine['cores']} cores")
+    click.echo(f"instruction sets: {', '.join(sets) if sets else 'not reported'}")
+
+    fault = _check_native()
+    click.echo(f"native library: {'ok' if fault is None else fault}")
+    click.echo()
+    versions = {name: benchmark.package_version(name) for name in ("numpy", "pillow", *OPTIONAL)}
+    for name, version in versions.items():
+        extra = OPTIONAL.get(name)
+        hint = f"missing; pip install {f'boxseg[{extra}]' if extra else name}"
+        click.echo(f"{name:<14}{version or hint}")
+
+    click.echo()
+    engines: dict[str, list[str]] = {}
+    faults: dict[str, str] = {}
+    for name in ("onnxruntime", "openvino"):
+        if versions[name] is None:
+            continue
+        devices, problem = _engine_devices(name)
+        if problem is None:
+            engines[name] = devices
+            click.echo(f"{name} runs on {', '.join(devices) or 'nothing'}")
+        else:
+            faults[name] = problem
+            click.echo(f"{name} does not load: {problem}")
+    if json_file is not None:
+        write_json(
+            json_file,
+            {
+                **machine,
+                "instruction_sets": sets,
+                "native": fault or "ok",
+                "versions": versions,
+                "engines": engines,
+                "faults": faults,
+            },
+        )
+    if fault is not None:
+        raise BackendMissingError(
+            "the native library does not work; pip install --force-reinstall boxseg"
+        )
+    if not any(engines.values()):
+        raise BackendMissingError(
+            "no engine can run a deployed file; pip install boxseg[onnxruntime]"
+        )

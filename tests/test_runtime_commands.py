@@ -1,0 +1,385 @@
+"""boxseg predict, eval, bench and doctor as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from boxseg import cli
+from boxseg.runtime import commands
+from boxseg.runtime.images import read_image
+
+codec = pytest.importorskip("pycocotools.mask", reason="the fake model encodes with pycocotools")
+
+METADATA = SimpleNamespace(
+    classes=("star",),
+    category_ids=(3,),
+    imgsz=SimpleNamespace(height=32, width=64),
+    precision="fp32",
+)
+
+
+class FakeDetections:
+    """One object in the left upper quarter of every frame."""
+
+    class_names = ("star",)
+
+    def __init__(self, frame: np.ndarray) -> None:
+        self.height, self.width = frame.shape[:2]
+        self.scores = np.array([0.875], np.float32)
+        self.labels = np.array([0])
+        self.xyxy = np.array([[0, 0, self.width // 2, self.height // 2]], np.float32)
+        self.times_ms = {"letterbox": 1.0, "engine": 2.0, "select": 0.5, "masks": 0.5, "total": 4.0}
+
+    def __len__(self) -> int:
+        return 1
+
+    def dense(self) -> np.ndarray:
+        mask = np.zeros((1, self.height, self.width), bool)
+        mask[:, : self.height // 2, : self.width // 2] = True
+        return mask
+
+    def to_coco(self, image_id: int) -> list[dict]:
+        rle = codec.encode(np.asfortranarray(self.dense()[0].astype(np.uint8)))
+        return [
+            {
+                "image_id": image_id,
+                "category_id": 3,
+                "bbox": [0.0, 0.0, float(self.width // 2), float(self.height // 2)],
+                "score": 0.875,
+                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
+            }
+        ]
+
+
+class FakeSegmenter:
+    metadata = METADATA
+
+    def __init__(self) -> None:
+        self.backend = SimpleNamespace(name="fake", device="cpu", run=self.run)
+
+    def run(self, images: np.ndarray) -> dict:
+        if len(images) > 4:
+            raise RuntimeError("Got invalid dimensions\nfor input")
+        return {}
+
+    def __call__(self, frame: np.ndarray) -> FakeDetections:
+        return FakeDetections(frame)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that every command opens as the fake; what it was opened with is recorded."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"12345678")
+    monkeypatch.setattr(commands, "open_model", lambda path, **options: FakeSegmenter())
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two images and their annotation file."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 20), (60, 60, 60)).save(folder / name)
+    square = [[0, 0, 20, 0, 20, 10, 0, 10]]
+    values = {
+        "images": [
+            {"id": 5, "file_name": "a.png", "height": 20, "width": 40},
+            {"id": 6, "file_name": "b.png", "height": 20, "width": 40},
+        ],
+        "categories": [{"id": 8, "name": "star"}],
+        "annotations": [
+            {
+                "id": index,
+                "image_id": image_id,
+                "category_id": 8,
+                "bbox": [0, 0, 20, 10],
+                "area": 200,
+                "iscrowd": 0,
+                "segmentation": square,
+            }
+            for index, image_id in enumerate((5, 6))
+        ],
+    }
+    (folder / "val.json").write_text(json.dumps(values))
+    return folder
+
+
+def _run(*words: Any) -> int:
+    return cli.run([str(word) for word in words])
+
+
+# --- predict -------------------------------------------------------------------------------------
+
+
+def test_predict_writes_pictures_and_says_what_it_found(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("predict", model, folder, "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert f"{folder / 'a.png'}: 1 star, 4.0 ms" in text
+    assert "2 pictures in" in text
+    drawn = read_image(tmp_path / "out" / "a.jpg")
+    assert drawn.shape == (20, 40, 3)
+    assert (drawn != 60).any()
+
+
+def test_predict_writes_one_coco_file(model: Path, folder: Path, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    file = tmp_path / "deep" / "found.json"
+    assert _run("predict", model, folder, "--no-pictures", "--save-json", file) == 0
+    assert not (tmp_path / "predictions").exists()
+    coco = COCO(str(file))
+    assert [entry["file_name"] for entry in coco.dataset["images"]] == [
+        str(folder / "a.png"),
+        str(folder / "b.png"),
+    ]
+    assert coco.dataset["categories"] == [{"id": 3, "name": "star"}]
+    assert [entry["id"] for entry in coco.dataset["annotations"]] == [1, 2]
+    assert coco.dataset["annotations"][1]["image_id"] == 2
+    assert coco.dataset["annotations"][0]["score"] == 0.875
+    assert [p.name for p in file.parent.iterdir()] == ["found.json"]  # no temporary file is left
+
+
+def test_predict_reads_the_other_files_and_ends_with_three(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.png").write_bytes(b"no")
+    assert _run("predict", model, folder) == 3
+    said = capsys.readouterr()
+    assert "broken.png: not an image" in said.err
+    assert "1 of 3 sources could not be read" in said.err
+    assert "2 pictures in predictions" in said.out
+
+
+def test_predict_never_overwrites_its_sources(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("predict", model, folder / "a.png", "--out", folder) == 2
+    assert "holds the source" in capsys.readouterr().err
+
+
+def test_pictures_of_the_same_name_are_numbered(model: Path, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (40, 20)).save(other / "a.jpg")
+    assert _run("predict", model, folder / "a.png", other, "--out", tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-2.jpg", "a.jpg"]
+
+
+def test_predict_refuses_a_missing_source_and_a_bad_option(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("predict", model, folder / "none.png") == 3
+    assert _run("predict", model, folder, "--conf", "2") == 2
+    assert _run("predict", model) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("error: ") for line in lines)
+
+
+# --- eval ----------------------------------------------------------------------------------------
+
+
+def test_eval_prints_a_table_in_percent(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("eval", model, "--data", folder, "--filled-boxes", "--per-class") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["box", "100.0", "100.0", "100.0", "100.0", "-", "-", "100.0"] in lines
+    assert ["mask", "100.0", "100.0", "100.0", "100.0", "-", "-", "100.0"] in lines
+    assert any(line[:2] == ["filled", "boxes"] for line in lines)
+    assert ["star", "100.0", "100.0"] in lines
+    assert ["2", "images,", "2", "objects,", "2", "detections"] in lines
+
+
+def test_eval_writes_numbers_and_results(model: Path, folder: Path, tmp_path: Path) -> None:
+    numbers, results = tmp_path / "numbers.json", tmp_path / "results.json"
+    words = ("--json", numbers, "--save-json", results, "--max-images", 1)
+    assert _run("eval", model, "--data", folder / "val.json", *words) == 0
+    values = json.loads(numbers.read_text())
+    assert values["mask"]["AP"] == pytest.approx(1.0)
+    assert values["settings"]["max_images"] == 1
+    assert values["backend"] == "fake"
+    (result,) = json.loads(results.read_text())
+    assert (result["image_id"], result["category_id"]) == (5, 8)  # the file's ids
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        ("nowhere", 3, "no such file or folder"),
+        ("empty", 3, "no val.json in this folder"),
+        ("data/a.png", 3, "not JSON"),
+    ],
+)
+def test_eval_answers_wrong_data_in_one_line(
+    model: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: str,
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert _run("eval", model, "--data", tmp_path / data) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_eval_says_that_a_threshold_hides_detections(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("eval", model, "--data", folder, "--conf", 0.5) == 0
+    assert "up to 0.5 were not judged" in capsys.readouterr().out
+
+
+# --- bench ---------------------------------------------------------------------------------------
+
+
+def test_bench_prints_stages_and_writes_a_record(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, record = tmp_path / "other.onnx", tmp_path / "times.json"
+    other.write_bytes(b"123")
+    words = ("--source", folder, "--iters", 3, "--warmup", 0, "--threads", 2, "--json", record)
+    assert _run("bench", model, other, *words) == 0
+    text = capsys.readouterr().out
+    for word in ("letterbox", "engine", "select", "masks", "total", "frames per second"):
+        assert text.count(word) >= 2
+    assert "2 frames of" in text
+    assert "20 x 40" in text
+    values = json.loads(record.read_text())
+    assert [entry["bytes"] for entry in values["models"]] == [8, 3]
+    assert values["models"][0]["stages"]["engine"]["p90"] == 2.0
+    assert values["models"][0]["rounds"] == 3
+    assert values["settings"]["threads"] == 2
+    assert values["settings"]["frame_sizes"] == ["20 x 40"]
+    assert values["machine"]["cores"] >= 1
+
+
+def test_bench_without_a_source_says_so(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("bench", model, "--iters", 1, "--warmup", 0) == 0
+    text = capsys.readouterr().out
+    assert "synthetic frame (seed 0), no real image" in text
+    assert "720 x 1280" in text
+
+
+def test_bench_times_a_batch_or_says_why_not(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from boxseg.runtime import preprocess
+
+    blank = np.zeros((32, 64, 3), np.uint8)
+    monkeypatch.setattr(preprocess, "letterbox", lambda frame, size: (blank, None))
+    words = ("--source", folder, "--iters", 2, "--warmup", 0)
+    assert _run("bench", model, *words, "--batch", 4) == 0
+    assert "engine x 4" in capsys.readouterr().out
+    assert _run("bench", model, *words, "--batch", 8) == 1
+    error = capsys.readouterr().err
+    assert "--batch 8: fake refuses this batch (Got invalid dimensions)" in error
+
+
+def test_bench_refuses_the_same_model_twice(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("bench", model, model) == 2
+    assert "given twice" in capsys.readouterr().err
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def test_a_missing_model_is_a_usage_error(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("predict", tmp_path / "none.onnx", folder, "--no-pictures") == 2
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_a_model_file_without_torch_names_the_install_command(
+    tmp_path: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_torch(path: Path, device: str | None) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(cli, "open_torch", without_torch)
+    (tmp_path / "best.pt").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    for path in ("best.pt", "run"):
+        assert _run("predict", tmp_path / path, folder, "--no-pictures") == 4
+        assert "pip install boxseg[train]" in capsys.readouterr().err
+
+
+def test_threads_do_not_go_with_a_model_file(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "best.pt").write_bytes(b"")
+    assert _run("predict", tmp_path / "best.pt", folder, "--no-pictures", "--threads", 2) == 2
+    assert "OMP_NUM_THREADS" in capsys.readouterr().err
+
+
+# --- doctor --------------------------------------------------------------------------------------
+
+
+def test_doctor_lists_packages_and_engines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime", reason="doctor fails without any engine")
+    assert _run("doctor", "--json", tmp_path / "doctor.json") == 0
+    text = capsys.readouterr().out
+    assert "native library: ok" in text
+    assert "CPUExecutionProvider" in text
+    values = json.loads((tmp_path / "doctor.json").read_text())
+    assert values["native"] == "ok"
+    assert values["versions"]["numpy"] == np.__version__
+
+
+def test_doctor_without_engines_ends_with_four(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from boxseg.runtime import benchmark
+
+    monkeypatch.setattr(benchmark, "package_version", lambda name: None)
+    assert _run("doctor") == 4
+    said = capsys.readouterr()
+    assert "missing; pip install boxseg[onnxruntime]" in said.out
+    assert "no engine can run a deployed file" in said.err
+
+
+def test_doctor_reports_a_broken_native_library(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_check_native", lambda: "ImportError: no such symbol")
+    assert _run("doctor") == 4
+    said = capsys.readouterr()
+    assert "native library: ImportError: no such symbol" in said.out
+    assert "force-reinstall" in said.err
+
+
+def test_an_engine_that_does_not_load_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_module(name: str) -> None:
+        raise ImportError(f"{name}.so: undefined\nsymbol")
+
+    monkeypatch.setattr(commands.importlib, "import_module", import_module)
+    assert commands._engine_devices("openvino") == (
+        [],
+        "ImportError: openvino.so: undefined symbol",
+    )
