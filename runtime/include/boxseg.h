@@ -15,7 +15,8 @@
  *            x1, y1, x2, y2 in pixels, pixel (x, y) covers [x, x + 1) by [y, y + 1) and its centre
  *            is (x + 0.5, y + 0.5).
  *
- * Sections, in the order of use: errors, letterbox.
+ * Sections, in the order of use: errors, letterbox, model, candidates, suppression, masks,
+ * run-length text. A frame costs bxs_letterbox_rgb8, the engine, bxs_select_dense and bxs_masks.
  */
 #ifndef BOXSEG_H
 #define BOXSEG_H
@@ -132,6 +133,260 @@ BXS_API bxs_status bxs_resize_u8(const uint8_t *data, size_t size, size_t row_st
                                  uint32_t height, uint32_t width, uint32_t channels,
                                  uint32_t new_height, uint32_t new_width, void *scratch,
                                  size_t scratch_size, uint8_t *out, size_t room);
+
+/* ---------------------------------------------------------------- model */
+
+#define BXS_MAX_LEVELS 8u
+#define BXS_MAX_LAYERS 8u
+/* Widest input or layer of the mask head. */
+#define BXS_MAX_WIDTH 512u
+#define BXS_MAX_CLASSES 65535u
+#define BXS_MAX_CANDIDATES 1000000u
+
+typedef enum {
+    BXS_SCORE0_SQRT_CLS_QUALITY = 0, /* sqrt(sigmoid(class) * sigmoid(quality)) */
+    BXS_SCORE0_CLS = 1               /* sigmoid(class) */
+} bxs_score0_rule;
+
+typedef enum {
+    BXS_FINAL_SCORE0 = 0,          /* score0 */
+    BXS_FINAL_SQRT_SCORE0_MASK = 1 /* sqrt(score0 * mask score) */
+} bxs_final_rule;
+
+/* What a deployed file's metadata says about its outputs. */
+typedef struct {
+    uint32_t classes;                        /* C, 1..BXS_MAX_CLASSES */
+    uint32_t levels;                         /* pyramid levels, 1..BXS_MAX_LEVELS, finest first */
+    uint32_t strides[BXS_MAX_LEVELS];        /* input pixels per location */
+    float coordinate_scales[BXS_MAX_LEVELS]; /* input pixels per unit of relative coordinate */
+    uint32_t mask_channels;                  /* M, channels of the mask features */
+    uint32_t mask_stride;                    /* input pixels per cell of the mask features */
+    uint32_t layers;                         /* of the dynamic head, 1..BXS_MAX_LAYERS */
+    uint32_t layer_widths[BXS_MAX_LAYERS];   /* outputs of each layer; the last is 1 */
+    uint32_t relative_coordinates;           /* 1: two coordinates precede the features; 0: none */
+    bxs_score0_rule score0;
+    bxs_final_rule final_score;
+    double candidate_score; /* a candidate needs score0 > this, [0, 1) */
+    double nms_iou;         /* a box is suppressed at IoU > this, [0, 1] */
+    uint32_t candidates;    /* K, best pairs that go to suppression, 1..BXS_MAX_CANDIDATES */
+    uint32_t max_det;       /* instances after suppression, 1..K */
+    uint32_t reserved[8];   /* zero */
+} bxs_model;
+
+/* BXS_OK, or BXS_ERROR_MODEL when a field is outside its range. */
+BXS_API bxs_status bxs_model_check(const bxs_model *model);
+
+/* P, parameters of one instance: for n inputs a layer of width w has w rows of n weights; all
+ * layers' weights come first, then all biases. 169 and 233 are common. 0 for an invalid model. */
+BXS_API size_t bxs_parameter_count(const bxs_model *model);
+
+/* L, locations of an input of height x width: ceil(height / stride) x ceil(width / stride) per
+ * level, rows first, levels in order. 0 for an invalid model or side. */
+BXS_API size_t bxs_location_count(const bxs_model *model, uint32_t height, uint32_t width);
+
+/* ---------------------------------------------------------------- candidates */
+
+/* The dense form of a graph's output, one image of a batch. */
+typedef struct {
+    const float *class_logits;   /* L x C */
+    const float *quality_logits; /* L; may be NULL if score0 needs none */
+    const float *boxes;          /* L x 4, input pixels */
+    size_t locations;            /* L */
+} bxs_dense;
+
+/* One (location, class) pair. */
+typedef struct {
+    float box[4];         /* as predicted, input pixels */
+    float score0;         /* (0, 1] */
+    uint32_t class_index; /* 0..C-1 */
+    uint32_t index;       /* location * C + class: breaks ties, lower first */
+    uint32_t slot;        /* which parameter vector belongs to it; the location in the dense form */
+    uint32_t level;       /* pyramid level, 0..levels-1 */
+    float x, y;           /* the location in input pixels, column * stride + stride / 2 (floor) */
+} bxs_candidate;
+
+/* Finds the best K candidates over all levels and classes.
+ *
+ * A pair is one if both its logits are finite, score0 > candidate_score, and its box is finite, not
+ * empty (x2 > x1, y2 > y1) and not wholly outside the content of the map. score0 is computed in
+ * double and rounded to float, and the float is compared and ordered.
+ *
+ *   map         content and input size; L must be bxs_location_count of its height and width
+ *   scratch     bxs_scan_scratch_size(model) bytes
+ *   candidates  room for K; ordered by score0, highest first, then by index
+ *   n           how many there are
+ * Cost: one read of the logits, and a sort of 2 K keys for every K candidates that pass. */
+BXS_API size_t bxs_scan_scratch_size(const bxs_model *model);
+BXS_API bxs_status bxs_scan_dense(const bxs_model *model, const bxs_dense *dense,
+                                  const bxs_letterbox *map, void *scratch, size_t scratch_size,
+                                  bxs_candidate *candidates, size_t room, size_t *n);
+
+/* bxs_scan_dense, then suppression per class, then the best max_det; the same order.
+ *
+ *   scratch   bxs_select_scratch_size(model) bytes
+ *   kept      room for max_det */
+BXS_API size_t bxs_select_scratch_size(const bxs_model *model);
+BXS_API bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *dense,
+                                    const bxs_letterbox *map, void *scratch, size_t scratch_size,
+                                    bxs_candidate *kept, size_t room, size_t *n);
+
+/* ---------------------------------------------------------------- suppression */
+
+/* Greedy non-maximum suppression within each class.
+ *
+ * Boxes with a non-finite or empty side (x2 <= x1, y2 <= y1) or a score that is not finite and
+ * above score_threshold are rejected at entry: they are not kept and suppress nothing. The others
+ * are visited by score, highest first, ties by lower index; a box is dropped if its IoU with a kept
+ * box of its class is > iou_threshold. IoU is computed in float, inter / (a + b - inter), and
+ * compared with the double threshold; coordinates are not offset by class.
+ *
+ *   boxes      n x 4
+ *   scores     n
+ *   classes    n values below class_count, or NULL when all boxes are of one class
+ *   max_keep   stop after this many
+ *   scratch    bxs_nms_scratch_size(n, class_count) bytes; class_count 1 when classes is NULL
+ *   keep       indices of the kept boxes in the order of visit; room for min(n, max_keep)
+ *   n_keep     how many there are; 0 when n is 0, and then the arrays may be NULL */
+BXS_API size_t bxs_nms_scratch_size(size_t n, uint32_t class_count);
+BXS_API bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *classes,
+                           size_t n, uint32_t class_count, double iou_threshold,
+                           float score_threshold, size_t max_keep, void *scratch,
+                           size_t scratch_size, uint32_t *keep, size_t *n_keep);
+
+/* ---------------------------------------------------------------- masks */
+
+/* What the mask head reads: one image of a batch. */
+typedef struct {
+    const float
+        *parameters; /* value p of slot s is parameters[p * parameter_stride + s * slot_stride] */
+    size_t parameter_stride; /* floats; L in the dense form, 1 in the topk form */
+    size_t slot_stride;      /* floats; 1 in the dense form, P in the topk form */
+    size_t slots;            /* L or K */
+    const float *features;   /* M x rows x columns */
+    uint32_t rows, columns;  /* height and width of the input over mask_stride */
+} bxs_mask_inputs;
+
+/* Cells x0 <= x < x1, y0 <= y < y1 of the grid. */
+typedef struct {
+    uint32_t x0, y0, x1, y1;
+} bxs_region;
+
+/* A rectangle of mask logits. Cell (x, y) of the grid has its centre at (x + 0.5) * stride,
+ * (y + 0.5) * stride in input pixels; the mask is the bilinear surface through the cells, with the
+ * borders of the whole grid repeated, and a pixel is on where the surface is > 0. */
+typedef struct {
+    const float *logits; /* columns one after the other: [(x - x0) * (y1 - y0) + (y - y0)] */
+    bxs_region region;
+    uint32_t rows, columns; /* of the whole grid */
+    uint32_t stride;
+} bxs_surface;
+
+/* Where an instance is cut. */
+typedef struct {
+    float input_box[4]; /* the predicted box clipped to the content, input pixels */
+    float frame_box[4]; /* the same in frame pixels */
+    bxs_region pixels;  /* frame pixels whose centre lies in frame_box (low <= centre < high); an
+                           axis on which there is none takes the pixel nearest to the box's centre */
+    bxs_region cells;   /* the grid cells that the surface needs at those pixels and in the box */
+} bxs_cut;
+
+/* Clips a predicted box and finds its pixels and cells. BXS_ERROR_VALUE if nothing is left. */
+BXS_API bxs_status bxs_cut_box(const float box[4], const bxs_letterbox *map, uint32_t mask_stride,
+                               bxs_cut *cut);
+
+/* Evaluates the dynamic head of one candidate on some cells.
+ *
+ * Per cell: the input is (location - cell centre) / coordinate scale of the level, x then y, if the
+ * model has relative coordinates, then the features; layers with a ReLU between them. Sums run in
+ * the order bias, input 0, input 1, ... A result that is not a number becomes -1e30, and results
+ * are limited to +-1e30.
+ *
+ *   scratch   bxs_mask_head_scratch_size(model) bytes
+ *   logits    (x1 - x0) * (y1 - y0) floats, laid out as in bxs_surface; room in floats */
+BXS_API size_t bxs_mask_head_scratch_size(const bxs_model *model);
+BXS_API bxs_status bxs_mask_head(const bxs_model *model, const bxs_mask_inputs *inputs,
+                                 const bxs_candidate *candidate, bxs_region region, void *scratch,
+                                 size_t scratch_size, float *logits, size_t room);
+
+/* Mean of sigmoid(logit) over the cells whose centre lies in the box and whose logit is > 0; 0 if
+ * there is no such cell. If no cell's centre lies in the box, the surface at the box's centre is
+ * asked instead. `box` is in input pixels, and its cells must be in the surface's region. */
+BXS_API float bxs_mask_score(const bxs_surface *surface, const float box[4]);
+
+/* Encodes the pixels of a surface inside a rectangle as run-length text of the whole frame.
+ *
+ *   pixels    frame pixels, not empty; the cells around them must be in the surface's region
+ *   scratch   bxs_surface_scratch_size(frame height, frame width, grid rows) bytes
+ *   text      room bytes, at most bxs_surface_text_size(map, grid rows) are used; no final zero
+ *   length    bytes written
+ *   area      pixels that are on
+ * Exact: the text is that of the mask computed pixel by pixel in float, across before down, with
+ * weights from double positions. */
+BXS_API size_t bxs_surface_scratch_size(uint32_t frame_height, uint32_t frame_width, uint32_t rows);
+BXS_API size_t bxs_surface_text_size(const bxs_letterbox *map, uint32_t rows);
+BXS_API bxs_status bxs_surface_rle(const bxs_surface *surface, const bxs_letterbox *map,
+                                   bxs_region pixels, void *scratch, size_t scratch_size,
+                                   char *text, size_t room, size_t *length, uint32_t *area);
+
+/* The same pixels as bytes 0 and 1, (y1 - y0) rows of (x1 - x0); room in bytes. */
+BXS_API bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *map,
+                                     bxs_region pixels, void *scratch, size_t scratch_size,
+                                     uint8_t *out, size_t room);
+
+/* One instance of the answer. */
+typedef struct {
+    float box[4];         /* clipped to the frame, frame pixels */
+    float score;          /* final score */
+    float score0;         /* detection score */
+    float mask_score;     /* [0, 1] */
+    uint32_t class_index; /* 0..C-1 */
+    uint32_t index;       /* of the candidate */
+    uint32_t area;        /* pixels of the mask */
+    uint64_t text_offset; /* its run-length text in the text buffer */
+    uint64_t text_length;
+} bxs_instance;
+
+/* Mask head, scores and run-length masks of the selected candidates, in one call.
+ *
+ *   candidates, n   from bxs_select_dense; n of 0 gives none
+ *   confidence      instances need a final score > this
+ *   scratch         bxs_masks_scratch_size(model, map) bytes
+ *   instances       room for n; ordered by final score, highest first, then by candidate index
+ *   n_instances     how many there are
+ *   text            the masks' texts; n * bxs_surface_text_size(map, rows) bytes are always enough,
+ *                   BXS_ERROR_ROOM if a smaller one was not
+ *   text_size       bytes used */
+BXS_API size_t bxs_masks_scratch_size(const bxs_model *model, const bxs_letterbox *map);
+BXS_API bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
+                             const bxs_letterbox *map, const bxs_candidate *candidates, size_t n,
+                             double confidence, void *scratch, size_t scratch_size,
+                             bxs_instance *instances, size_t room, size_t *n_instances, char *text,
+                             size_t text_room, size_t *text_size);
+
+/* ---------------------------------------------------------------- run-length text */
+
+/* COCO's compressed counts: runs down the columns of a height x width mask, off first, byte for
+ * byte what pycocotools writes. Heights and widths are 1..BXS_MAX_SIDE. */
+
+/* Bytes that are enough for any mask of this size. */
+BXS_API size_t bxs_rle_text_size(uint32_t height, uint32_t width);
+
+/* Encodes bytes (0 off, others on), rows without gaps; room of at least bxs_rle_text_size cannot
+ * fail. */
+BXS_API bxs_status bxs_rle_encode(const uint8_t *mask, uint32_t height, uint32_t width, char *text,
+                                  size_t room, size_t *length, uint32_t *area);
+
+/* Decodes the pixels of a window as `value`; the others of the window are left as they are, so that
+ * masks can be painted over one another. Row y of the window starts at out + (y - y0) * row_stride.
+ * BXS_ERROR_TEXT if the text is not that of a mask of this size. */
+BXS_API bxs_status bxs_rle_paint(const char *text, size_t length, uint32_t height, uint32_t width,
+                                 bxs_region window, uint8_t value, uint8_t *out, size_t row_stride,
+                                 size_t room);
+
+/* Counts the pixels that are on, and finds the smallest box around them (all 0 if there is none).
+ */
+BXS_API bxs_status bxs_rle_measure(const char *text, size_t length, uint32_t height, uint32_t width,
+                                   uint32_t *area, bxs_region *box);
 
 #ifdef __cplusplus
 }
