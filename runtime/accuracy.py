@@ -278,10 +278,10 @@ def _run_total(counts: str | bytes, where: str) -> int:
     return sum(runs)
 
 
-def _encode_truth(
+def encode_mask(
     segmentation: object, height: int, width: int, where: str, codec: ModuleType
 ) -> Rle | None:
-    """Return a true mask as RLE; None if the annotation has no usable mask."""
+    """Return a true mask of any COCO form as RLE; None if the annotation has no usable mask."""
     if isinstance(segmentation, dict):
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if size != [height, width]:
@@ -545,7 +545,7 @@ def _encode_masks(
     judged = [entry for entry in objects if not entry["unjudged"]]
     for entry in objects:
         height, width = sizes[entry["image_id"]]
-        rle = _encode_truth(entry["segmentation"], height, width, entry["where"], codec)
+        rle = encode_mask(entry["segmentation"], height, width, entry["where"], codec)
         entry["segmentation"] = rle
         area = entry["area"]
         if not isinstance(area, (int, float)) or not math.isfinite(area) or area <= 0:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ HEIGHT, WIDTH = 120, 200
 ONE = pytest.approx(1.0)  # pycocotools divides by hits + 1e-16
 
 
-def _rle(mask: np.ndarray) -> dict:
+def _rle(mask: np.ndarray) -> dict[str, Any]:
     rle = codec.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
 
@@ -37,7 +38,7 @@ def _box_mask(x: int, y: int, w: int, h: int) -> np.ndarray:
     return mask
 
 
-def _annotation(identity: int, box: list[int], **more) -> dict:
+def _annotation(identity: int, box: list[int], **more) -> dict[str, Any]:
     """An object whose mask is its filled box unless told otherwise."""
     entry = {
         "id": identity,
@@ -51,12 +52,14 @@ def _annotation(identity: int, box: list[int], **more) -> dict:
     return entry | more
 
 
-def _found(box: list[float], score: float = 0.9, mask: np.ndarray | None = None, **more) -> dict:
+def _found(
+    box: list[float], score: float = 0.9, mask: np.ndarray | None = None, **more
+) -> dict[str, Any]:
     mask = _box_mask(*map(int, box)) if mask is None else mask
     return {"category_id": 3, "bbox": box, "score": score, "segmentation": _rle(mask)} | more
 
 
-def _write(folder: Path, annotations: list[dict], **more) -> Path:
+def _write(folder: Path, annotations: list[dict[str, Any]], **more) -> Path:
     """Write one black image, numbered 7, with its annotation file."""
     if not (folder / "a.png").exists():
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
@@ -69,7 +72,7 @@ def _write(folder: Path, annotations: list[dict], **more) -> Path:
     return folder / "val.json"
 
 
-def _answer(*results: dict):
+def _answer(*results: dict[str, Any]):
     """A model that answers every image with the same detections."""
 
     def predict(image: np.ndarray) -> SimpleNamespace:
@@ -82,7 +85,9 @@ def _answer(*results: dict):
     return predict
 
 
-def _judge(folder: Path, annotations: list[dict], *results: dict, **more) -> Accuracy:
+def _judge(
+    folder: Path, annotations: list[dict[str, Any]], *results: dict[str, Any], **more
+) -> Accuracy:
     return evaluate(_answer(*results), _write(folder, annotations), folder, **more)
 
 
@@ -327,7 +332,7 @@ def test_a_class_unknown_to_the_model_counts_as_missed(tmp_path: Path) -> None:
     ],
 )
 def test_annotations_that_cannot_be_judged_are_errors(
-    tmp_path: Path, bad: dict, message: str
+    tmp_path: Path, bad: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as caught:
         _judge(tmp_path, [_annotation(1, [10, 20, 50, 40], **bad)])

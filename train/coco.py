@@ -10,28 +10,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
 from boxseg.errors import DataError
+from boxseg.runtime.accuracy import Rle, encode_mask
 from boxseg.runtime.images import read_image
-from boxseg.train.transforms import AnnotatedImage, Batch, Geometry, Sample, collate
-
-__all__ = [
-    "Batch",
-    "CocoBoxes",
-    "Sample",
-    "collate",
-    "image_size",
-    "is_box",
-    "parse_annotation_file",
-    "read_depth",
-]
+from boxseg.train.transforms import AnnotatedImage, Geometry, Sample
 
 SMALLEST_SIDE = 2.0
 """Boxes with a side below this many pixels of the original frame are no targets."""
@@ -203,35 +193,6 @@ def _box(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, flo
     return x, y, x + width, y + height
 
 
-def _run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
-    """Bring polygons or run lengths of any form to one compressed COCO RLE."""
-    from pycocotools import mask as coco_mask
-
-    try:
-        if isinstance(segmentation, list):
-            if not segmentation:
-                raise ValueError("no polygon")
-            parts = coco_mask.frPyObjects(segmentation, *size)
-            return cast(dict[str, Any], coco_mask.merge(parts))
-        if isinstance(segmentation["counts"], list):
-            encoded = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-        else:
-            counts = segmentation["counts"]
-            encoded = {
-                "size": list(segmentation["size"]),
-                "counts": counts.encode() if isinstance(counts, str) else counts,
-            }
-        if tuple(encoded["size"]) != size:
-            raise ValueError(f"its size is {encoded['size']}, the image's is {list(size)}")
-        coco_mask.area(encoded)
-        return cast(dict[str, Any], encoded)
-    except Exception as error:  # the C extension raises what it likes
-        raise DataError(
-            f"{where}: the recipe asks for masks and this 'segmentation' is none "
-            f"({type(error).__name__}: {error})"
-        ) from None
-
-
 @dataclass(frozen=True)
 class _Category:
     identifier: int
@@ -299,7 +260,7 @@ class _Targets:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     starts: NDArray[np.int64]
-    masks: list[dict[str, Any]] | None
+    masks: list[Rle] | None
 
 
 class CocoBoxes(Dataset[Sample]):
@@ -352,7 +313,6 @@ class CocoBoxes(Dataset[Sample]):
         self._transform = transform
         self._with_depth = with_depth
         self._strict = strict
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self.dropped = Counter()
         self._first: dict[str, str] = {}
 
@@ -436,7 +396,7 @@ class CocoBoxes(Dataset[Sample]):
         rows: list[int] = []
         boxes: list[tuple[float, float, float, float]] = []
         labels: list[int] = []
-        masks: list[dict[str, Any]] = []
+        masks: list[Rle] = []
         for position, entry in enumerate(entries):
             where = _annotation_place(self._path, position, entry)
             image = _identifier(entry, "image_id", where)
@@ -463,7 +423,10 @@ class CocoBoxes(Dataset[Sample]):
                     raise DataError(
                         f"{where}: the recipe asks for masks, 'segmentation' is missing"
                     )
-                masks.append(_run_lengths(entry["segmentation"], (height, width), where))
+                encoded = encode_mask(entry["segmentation"], height, width, where, coco_mask)
+                if encoded is None:
+                    raise DataError(f"{where}: the recipe asks for masks, this one is empty")
+                masks.append(encoded)
             rows.append(row_of[image])
             boxes.append((x1, y1, x2, y2))
             labels.append(label)
@@ -498,10 +461,6 @@ class CocoBoxes(Dataset[Sample]):
         """Number of targets in all images."""
         return len(self._targets.labels)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that scale and flip are drawn for; running workers see it too."""
-        self._epoch.fill_(epoch)
-
     def load(self, index: int) -> AnnotatedImage:
         """Read one image with its targets in the original frame.
 
@@ -525,8 +484,6 @@ class CocoBoxes(Dataset[Sample]):
             file_name=str(self._names[index]),
         )
         if self._targets.masks is not None:
-            from pycocotools import mask as coco_mask
-
             masks = np.zeros((span.stop - span.start, height, width), dtype=np.uint8)
             for row, encoded in enumerate(self._targets.masks[span]):
                 masks[row] = coco_mask.decode(encoded)
@@ -541,5 +498,5 @@ class CocoBoxes(Dataset[Sample]):
         return self._transform(self.load(index), self._mirrored, epoch=epoch, index=index)
 
     def __getitem__(self, index: int) -> Sample:
-        """One image as the current epoch sees it."""
-        return self.sample(index, epoch=int(self._epoch.item()))
+        """One image as the first epoch sees it."""
+        return self.sample(index, epoch=0)
