@@ -88,10 +88,11 @@ class MetricsFile:
         """Return all complete rows; cells that do not apply are empty."""
         if not self._path.is_file():
             return []
-        with self._path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = [row for row in reader if (row.get("step") or "").isdigit()]
-            self._columns = list(reader.fieldnames or [])
+        text = self._path.read_text(encoding="utf-8")
+        # what follows the last line end was torn off by a kill
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        rows = [row for row in reader if row["step"].isdigit()]
+        self._columns = list(reader.fieldnames or [])
         return rows
 
     def _line(self, row: Mapping[str, Cell]) -> str:

@@ -1,0 +1,187 @@
+"""Recipes: reading, overriding, refusing, comparing."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from boxseg.config import ModelConfig
+from boxseg.configs import find_recipe, known_recipes
+from boxseg.train.criterion import build_criterion
+from boxseg.train.recipe import (
+    ModelRecipe,
+    ScheduleRecipe,
+    differences,
+    expand_path,
+    parse_recipe,
+    parse_yaml,
+    read_recipe,
+    recipe_yaml,
+)
+
+MINIMAL = {"terms": {"focal": {}, "giou": {}, "centerness": {}}}
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_every_recipe_that_ships_parses_and_its_terms_build(name: str) -> None:
+    recipe = read_recipe(find_recipe(name))
+    build_criterion(recipe.terms)
+    assert recipe.model.build(("thing",), (1,)).classes == ("thing",)
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_the_head_comment_says_command_hardware_time_and_ap(name: str) -> None:
+    head = find_recipe(name).read_text(encoding="utf-8").split("\nmodel:")[0]
+    for word in ("Command   boxseg train --config " + name, "Hardware", "Time", "AP"):
+        assert word in head
+
+
+def test_the_small_recipe_has_the_settings_of_the_reference_run() -> None:
+    recipe = read_recipe(find_recipe("boxinst_mobilenetv2"))
+    assert recipe.model.weights == "$BOXSEG_DATA/weights/mobilenet_v2_imagenet.pth"
+    assert (recipe.model.frozen_stages, recipe.model.frozen_bn) == (0, False)
+    assert (recipe.model.fpn_channels, recipe.model.tower_channels) == (256, 256)
+    assert recipe.model.build(("a",), (1,)).mask_head_parameters == 233
+    assert recipe.model.short_long == (320, 640)
+    assert recipe.data.short_sides == (256, 288, 320, 352)
+    assert (recipe.data.long_side, recipe.data.batch_size, recipe.data.flip) == (640, 4, "on")
+    schedule = recipe.schedule
+    assert (schedule.max_iters, schedule.lr, schedule.warmup_steps) == (800, 0.005, 100)
+    assert (schedule.momentum, schedule.weight_decay, schedule.clip_norm) == (0.9, 1e-4, None)
+    assert recipe.terms["pairwise"]["warmup_steps"] == 800 // 9
+
+
+def test_the_ceiling_differs_from_boxinst_in_its_mask_terms_only() -> None:
+    boxes = read_recipe(find_recipe("boxinst_mobilenetv2"))
+    masks = read_recipe(find_recipe("condinst_mobilenetv2"))
+    assert {line.split(".")[0] for line in differences(boxes, masks)} == {"terms"}
+    assert masks.uses_masks
+    assert not boxes.uses_masks
+
+
+def test_the_network_defaults_are_those_of_the_model_config() -> None:
+    ours = ModelRecipe()
+    for field in fields(ModelConfig):
+        if field.name not in ("classes", "category_ids"):
+            assert getattr(ours, field.name) == field.default, field.name
+    extra = set(ModelRecipe.model_fields) - {field.name for field in fields(ModelConfig)}
+    assert extra == {"weights", "frozen_stages", "frozen_bn"}
+
+
+def test_a_recipe_survives_writing_and_reading() -> None:
+    recipe = parse_recipe(MINIMAL, ["data.flip={left: right}", "schedule.lr=1e-3"])
+    assert parse_recipe(parse_yaml(recipe_yaml(recipe), "text")) == recipe
+
+
+def test_an_override_changes_one_value_and_leaves_the_source_alone() -> None:
+    values = {"terms": {"focal": {}, "pairwise": {"threshold": 0.3}}}
+    recipe = parse_recipe(
+        values,
+        ["terms.pairwise.threshold=0.2", "schedule.lr=2e-3", "data.flip=off", "data.workers=0"],
+    )
+    assert recipe.terms["pairwise"] == {"threshold": 0.2}
+    assert (recipe.schedule.lr, recipe.data.flip, recipe.data.workers) == (0.002, "off", 0)
+    assert values == {"terms": {"focal": {}, "pairwise": {"threshold": 0.3}}}
+
+
+def test_null_removes_a_term_and_braces_add_one() -> None:
+    recipe = parse_recipe(MINIMAL, ["terms.focal=null", "terms.varifocal={}"])
+    assert list(recipe.terms) == ["giou", "centerness", "varifocal"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule.lr=-1", r"schedule\.lr: .*greater than 0, got -1"),
+        ("schedule.lr=.nan", r"schedule\.lr: .*finite"),
+        ("schedule.rate=1", r"schedule\.rate is not a setting; schedule has: clip_norm, lr"),
+        ("shedule.lr=1", r"shedule is not a setting; a recipe has: data, model"),
+        ("schedule=1", r"schedule names a section"),
+        ("schedule.lr.x=1", r"schedule\.lr is .* has no settings|schedule\.lr"),
+        ("schedule.lr", r"key=value"),
+        ("=3", r"key=value"),
+        ("schedule.lr=[", r"not valid YAML"),
+        ("schedule.lr=!!python/object/apply:os.getcwd []", r"not valid YAML"),
+        ("schedule.milestones=[0.9, 0.7]", r"schedule\.milestones must be rising"),
+        ("model.imgsz=[300, 640]", r"model\.imgsz must be multiples of 32"),
+        ("model.backbone=vgg", r"model\.backbone: .*'resnet50'.*got 'vgg'"),
+        ("data.flip=sideways", r"data\.flip must be off, on or"),
+        ("data.short_sides=[2000]", r"data\.short_sides must lie between 32 and data\.long_side"),
+        ("data.batch_size=0", r"data\.batch_size: .*got 0"),
+        ("terms.pairwise=3", r"terms\.pairwise must be a mapping of options"),
+        ("terms.pairwise={threshold: [1]}", r"terms\.pairwise\.threshold must be a number"),
+        ("terms={}", r"terms is empty"),
+        ("precision=8-bit", r"precision: .*32-true"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_its_whole_path(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_recipe(MINIMAL, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_of_terms_and_a_wrong_root_are_one_line() -> None:
+    with pytest.raises(ValueError, match="terms is missing"):
+        parse_recipe({})
+    with pytest.raises(ValueError, match="a recipe is a mapping of settings"):
+        parse_recipe([1, 2])
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"data\.workers.*; schedule\.lr"):
+        parse_recipe(MINIMAL, ["schedule.lr=0", "data.workers=-1"])
+
+
+def test_broken_and_foreign_files_are_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: {backbone: [}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken\.yaml line 1: not valid YAML"):
+        read_recipe(broken)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not a text file"):
+        read_recipe(binary)
+    deep = tmp_path / "deep.yaml"
+    deep.write_text("[" * 5000, encoding="utf-8")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        read_recipe(deep)
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no recipe 'boxinst'.*boxinst_mobilenetv2"):
+        find_recipe("boxinst")
+    with pytest.raises(ValueError, match=r"no file 'nowhere/x\.yaml'"):
+        find_recipe("nowhere/x.yaml")
+
+
+def test_differences_name_paths_and_ignore_the_loader() -> None:
+    old = parse_recipe(MINIMAL)
+    new = parse_recipe(
+        MINIMAL, ["schedule.lr=0.5", "data.workers=7", "terms.pairwise={threshold: 0.1}"]
+    )
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "schedule.lr: 0.01 -> 0.5",
+        "terms.pairwise.threshold: not set -> 0.1",
+    ]
+
+
+def test_the_learning_rate_warms_up_and_falls_twice() -> None:
+    schedule = ScheduleRecipe(max_iters=100, lr=1.0, warmup_steps=10, milestones=(0.7, 0.9))
+    assert schedule.learning_rate(0) == pytest.approx(0.001)
+    # half way from lr / 1000 to lr
+    assert schedule.learning_rate(5) == pytest.approx(0.5005)
+    assert schedule.learning_rate(10) == 1.0
+    assert schedule.learning_rate(69) == 1.0
+    assert schedule.learning_rate(70) == pytest.approx(0.1)
+    assert schedule.learning_rate(90) == pytest.approx(0.01)
+
+
+def test_a_path_with_an_unset_variable_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOXSEG_DATA", "/data")
+    assert expand_path("$BOXSEG_DATA/weights/a.pth", "model.weights") == Path("/data/weights/a.pth")
+    monkeypatch.delenv("BOXSEG_DATA")
+    with pytest.raises(ValueError, match=r"variable BOXSEG_DATA is not set.*-o model\.weights="):
+        expand_path("${BOXSEG_DATA}/weights/a.pth", "model.weights")

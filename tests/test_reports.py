@@ -1,0 +1,198 @@
+"""Reports: metrics.csv, curves, pictures and the lines of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from boxseg.runtime.accuracy import Accuracy, AveragePrecision
+from boxseg.train.reports import (
+    LOG_EVERY,
+    MetricsFile,
+    Reports,
+    StepReport,
+    draw_curves,
+    draw_predictions,
+    duration,
+)
+
+
+def report(step: int, loss: float) -> StepReport:
+    return StepReport(
+        step=step,
+        epoch=step / 10,
+        losses={"focal": loss, "giou": 2.0},
+        learning_rate=0.01,
+        data_seconds=0.5,
+        step_seconds=1.5,
+    )
+
+
+def accuracy(*, masks: bool) -> Accuracy:
+    numbers = AveragePrecision(0.5, 0.75, 0.25, None, 0.4, 0.6, 0.55, {"thing": 0.5})
+    return Accuracy(
+        box=numbers,
+        mask=numbers if masks else None,
+        filled_boxes=None,
+        tightness=0.9,
+        images=2,
+        objects=3,
+        detections=4,
+        notes=() if masks else ("mask AP: no masks in val.json",),
+        results=[],
+    )
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def lines_of(text: io.StringIO) -> list[str]:
+    return text.getvalue().splitlines()
+
+
+def open_reports(folder: Path, text: io.StringIO, *, first_step: int = 0) -> Reports:
+    return Reports(
+        folder,
+        first_step=first_step,
+        last_step=2 * LOG_EVERY,
+        console=Console(file=text, width=400, highlight=False),
+    )
+
+
+def test_a_span_of_time_is_readable() -> None:
+    spans = [duration(value) for value in (0.4, 89, 91, 3600, 5400, 11100)]
+    assert spans == ["0 s", "89 s", "2 min", "60 min", "1 h 30 min", "3 h 05 min"]
+
+
+def test_columns_are_added_and_old_rows_keep_their_values(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv", keep_until=0)
+    metrics.append({"step": 1, "loss": 3.5})
+    metrics.append({"step": 2, "box_AP": 0.5})
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss,box_AP\n1,3.5,\n2,,0.5\n"
+
+
+def test_rows_after_the_resumed_step_and_torn_rows_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n20,1\n40,2\n60,3\n8")
+    MetricsFile(path, keep_until=40)
+    assert path.read_text() == "step,loss\n20,1\n40,2\n"
+
+
+def test_a_row_averages_the_steps_since_the_last(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with open_reports(tmp_path, text) as reports:
+        for step in range(1, LOG_EVERY + 1):
+            # mean of 1..20 is 10.5
+            reports.step(report(step, loss=float(step)))
+    header, row = (tmp_path / "metrics.csv").read_text().splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True))
+    assert (values["step"], values["phase"]) == (str(LOG_EVERY), "train")
+    assert (values["loss_focal"], values["loss_giou"], values["loss"]) == ("10.5", "2", "12.5")
+    assert (values["data_seconds"], values["step_seconds"]) == ("0.5", "1.5")
+    (line,) = lines_of(text)
+    for part in (f"step {LOG_EVERY}/{2 * LOG_EVERY}", "focal 10.500", "lr 1.00e-02", "ETA"):
+        assert part in line
+
+
+def test_a_validation_is_printed_recorded_and_drawn(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with open_reports(tmp_path, text) as reports:
+        reports.step(report(LOG_EVERY, loss=1.0))
+        reports.validation(LOG_EVERY, accuracy(masks=True), score=0.45, improved=True)
+    rows = MetricsFile(tmp_path / "metrics.csv", keep_until=1000).rows()
+    assert (rows[1]["phase"], rows[1]["box_AP"], rows[1]["mask_AP75"]) == (
+        "validation",
+        "0.5",
+        "0.25",
+    )
+    assert (rows[1]["tightness"], rows[1]["score"], rows[1]["loss"]) == ("0.9", "0.45", "")
+    assert "best so far" in text.getvalue()
+    assert size_of(tmp_path / "curves.png")[0] > 500
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_without_masks_the_report_says_so(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with open_reports(tmp_path, text) as reports:
+        reports.validation(1, accuracy(masks=False), score=0.45, improved=False)
+    assert "mask AP: no masks in val.json" in text.getvalue()
+    assert "best so far" not in text.getvalue()
+
+
+def test_a_terminal_gets_one_live_block(tmp_path: Path) -> None:
+    text = io.StringIO()
+    reports = Reports(
+        tmp_path,
+        first_step=0,
+        last_step=40,
+        console=Console(file=text, width=200, force_terminal=True),
+    )
+    with reports:
+        reports.step(report(1, loss=1.0))
+    assert "1/40" in text.getvalue()
+    assert "focal 1.000" in text.getvalue()
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    text = io.StringIO()
+    reports = Reports(
+        tmp_path, first_step=0, last_step=5, console=Console(file=text), enabled=False
+    )
+    with reports:
+        reports.step(report(LOG_EVERY, loss=1.0))
+        reports.validation(1, accuracy(masks=True), score=0.1, improved=True)
+        reports.note("hello")
+        reports.finish()
+    assert text.getvalue() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_of_no_rows_are_an_empty_picture(tmp_path: Path) -> None:
+    draw_curves([], tmp_path / "curves.png")
+    assert size_of(tmp_path / "curves.png")[0] > 500
+
+
+class OneBox:
+    """Stands for Detections: one box with a filled mask."""
+
+    xyxy = np.array([[2, 3, 12, 13]], dtype=np.float32)
+    scores = np.array([0.9], dtype=np.float32)
+    labels = np.array([0])
+    class_names = ("thing",)
+
+    def dense(self) -> npt.NDArray[np.bool_]:
+        mask = np.zeros((1, 24, 32), dtype=bool)
+        mask[0, 3:13, 2:12] = True
+        return mask
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 9])
+def test_predictions_stand_beside_the_truth(tmp_path: Path, images: int) -> None:
+    for index in range(images):
+        Image.new("RGB", (32, 24), (index * 20, 90, 120)).save(tmp_path / f"{index}.png")
+    content = {
+        "images": [{"id": index, "file_name": f"{index}.png"} for index in range(images)],
+        "annotations": [
+            {"id": index, "image_id": index, "category_id": 7, "bbox": [2, 3, 10, 10]}
+            for index in range(images)
+        ],
+        "categories": [{"id": 7, "name": "thing"}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    draw_predictions(lambda _: OneBox(), tmp_path / "val.json", tmp_path, tmp_path / "p.png")  # type: ignore[arg-type, return-value]  # a stand-in
+    if images == 0:
+        assert not (tmp_path / "p.png").exists()
+        return
+    width, height = size_of(tmp_path / "p.png")
+    # two pictures of 480 per image, two images per row
+    assert width > 2 * 480 * min(2, images)
+    assert height > 360 * ((min(images, 6) + 1) // 2)
