@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from boxseg.errors import BackendMissingError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from boxseg.runtime.detections import Detections
 
@@ -102,7 +102,7 @@ class Instances:
     @classmethod
     def from_dense(
         cls,
-        boxes: NDArray[Any],
+        boxes: ArrayLike,
         names: Sequence[str],
         scores: Sequence[float] | None = None,
         masks: NDArray[Any] | None = None,

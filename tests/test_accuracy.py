@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from boxseg.errors import BackendMissingError, BoxSegError, DataError
 from boxseg.runtime.accuracy import (
     Accuracy,
+    Predict,
     evaluate,
     fill_box,
     report_lines,
@@ -38,7 +40,7 @@ def _box_mask(x: int, y: int, w: int, h: int) -> np.ndarray:
     return mask
 
 
-def _annotation(identity: int, box: list[int], **more) -> dict[str, Any]:
+def _annotation(identity: int, box: list[int], **more: Any) -> dict[str, Any]:
     """An object whose mask is its filled box unless told otherwise."""
     entry = {
         "id": identity,
@@ -53,13 +55,13 @@ def _annotation(identity: int, box: list[int], **more) -> dict[str, Any]:
 
 
 def _found(
-    box: list[float], score: float = 0.9, mask: np.ndarray | None = None, **more
+    box: Sequence[float], score: float = 0.9, mask: np.ndarray | None = None, **more: Any
 ) -> dict[str, Any]:
     mask = _box_mask(*map(int, box)) if mask is None else mask
-    return {"category_id": 3, "bbox": box, "score": score, "segmentation": _rle(mask)} | more
+    return {"category_id": 3, "bbox": list(box), "score": score, "segmentation": _rle(mask)} | more
 
 
-def _write(folder: Path, annotations: list[dict[str, Any]], **more) -> Path:
+def _write(folder: Path, annotations: list[dict[str, Any]], **more: Any) -> Path:
     """Write one black image, numbered 7, with its annotation file."""
     if not (folder / "a.png").exists():
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
@@ -72,7 +74,7 @@ def _write(folder: Path, annotations: list[dict[str, Any]], **more) -> Path:
     return folder / "val.json"
 
 
-def _answer(*results: dict[str, Any]):
+def _answer(*results: dict[str, Any]) -> Predict:
     """A model that answers every image with the same detections."""
 
     def predict(image: np.ndarray) -> SimpleNamespace:
@@ -86,7 +88,7 @@ def _answer(*results: dict[str, Any]):
 
 
 def _judge(
-    folder: Path, annotations: list[dict[str, Any]], *results: dict[str, Any], **more
+    folder: Path, annotations: list[dict[str, Any]], *results: dict[str, Any], **more: Any
 ) -> Accuracy:
     return evaluate(_answer(*results), _write(folder, annotations), folder, **more)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,8 @@ def test_first_call_and_warm_up_are_not_in_the_times() -> None:
 
 
 def test_models_take_turns_and_see_the_same_frames() -> None:
-    clock, calls = Clock(), []
+    clock = Clock()
+    calls: list[str] = []
     models = {name: Model(name, clock, [1.0], calls) for name in "ab"}
     measure(models, FRAMES, warmup=0, iters=4, clock=clock)
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab" + "ba"
@@ -115,7 +117,7 @@ def test_duration_adds_rounds() -> None:
         ({"duration": float("nan")}, "duration must be at least 0 seconds, got nan"),
     ],
 )
-def test_numbers_out_of_range_are_refused(more: dict, message: str) -> None:
+def test_numbers_out_of_range_are_refused(more: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure({"a": lambda frame: Answer({}, 0)}, FRAMES, **more)
     with pytest.raises(ValueError, match="at least one model and one frame"):

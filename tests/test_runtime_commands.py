@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +46,7 @@ class FakeDetections:
         mask[:, : self.height // 2, : self.width // 2] = True
         return mask
 
-    def to_coco(self, image_id: int) -> list[dict]:
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         rle = codec.encode(np.asfortranarray(self.dense()[0].astype(np.uint8)))
         return [
             {
@@ -64,7 +65,7 @@ class FakeSegmenter:
     def __init__(self) -> None:
         self.backend = SimpleNamespace(name="fake", device="cpu", run=self.run)
 
-    def run(self, images: np.ndarray) -> dict:
+    def run(self, images: np.ndarray) -> dict[str, Any]:
         if len(images) > 4:
             raise RuntimeError("Got invalid dimensions\nfor input")
         return {}
@@ -378,7 +379,7 @@ def test_an_engine_that_does_not_load_is_named(
     def import_module(name: str) -> None:
         raise ImportError(f"{name}.so: undefined\nsymbol")
 
-    monkeypatch.setattr(commands.importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib, "import_module", import_module)
     assert commands._engine_devices("openvino") == (
         [],
         "ImportError: openvino.so: undefined symbol",
