@@ -109,7 +109,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
             width, height = image.size
             exact = image.format == "PNG"
             turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-            if exact:
+        if exact:
+            with Image.open(path) as image:  # verifying must come before all other reading
                 image.verify()
         if not exact and not _ends_as_jpeg(path):
             height, width = read_image(path).shape[:2]
