@@ -14,7 +14,7 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
@@ -162,7 +162,7 @@ def _load_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: no such annotation file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: not a COCO file; expected an object, got {type(values).__name__}")
@@ -184,6 +184,11 @@ def _unique_ids(path: Path, key: str, entries: Sequence[Mapping[str, Any]]) -> N
         if value in seen:
             raise DataError(f"{path}: {key} id {value} is given twice")
         seen.add(value)
+
+
+def _is_listed(value: object, known: Container[int]) -> bool:
+    """Whether a JSON value is one of the known ids."""
+    return isinstance(value, int) and value in known
 
 
 def load_truth(annotation_file: str | Path) -> _Truth:
@@ -213,9 +218,9 @@ def load_truth(annotation_file: str | Path) -> _Truth:
     empty = 0
     for entry in values["annotations"]:
         where = f"{path}: annotation {entry.get('id')}"
-        if entry.get("image_id") not in image_ids:
+        if not _is_listed(entry.get("image_id"), image_ids):
             raise DataError(f"{where} is of image {entry.get('image_id')!r}, which is not listed")
-        if entry.get("category_id") not in names:
+        if not _is_listed(entry.get("category_id"), names):
             raise DataError(
                 f"{where} has category {entry.get('category_id')!r}; "
                 f"known: {', '.join(map(str, sorted(names)))}"

@@ -322,6 +322,8 @@ def test_a_class_unknown_to_the_model_counts_as_missed(tmp_path: Path) -> None:
     [
         ({"image_id": 8}, "image 8, which is not listed"),
         ({"category_id": 5}, "category 5; known: 3"),
+        ({"category_id": [3]}, r"category \[3\]; known: 3"),
+        ({"image_id": {}}, "image {}, which is not listed"),
         ({"bbox": [1, 2, 3]}, "expected four numbers"),
         ({"bbox": [1, 2, float("nan"), 4]}, "expected four numbers"),
         ({"segmentation": {"size": [3, 3], "counts": [9]}}, r"mask of size \[3, 3\]"),
