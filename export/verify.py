@@ -28,8 +28,6 @@ from boxseg.runtime.segmenter import Segmenter
 if TYPE_CHECKING:
     import onnx
 
-    from boxseg.runtime.detections import Detections
-
 GRAPH_PREFIX = "student."
 """The graph's names are those of the state dict behind this."""
 
@@ -47,6 +45,29 @@ class Runner(Protocol):
 
     def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the outputs by name for RGB bytes (B, H, W, 3)."""
+        ...
+
+
+class Answer(Protocol):
+    """What the gate reads of detections."""
+
+    @property
+    def xyxy(self) -> NDArray[np.float32]:
+        """x1, y1, x2, y2 in pixels of the frame, (N, 4)."""
+        ...
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Final scores, (N,)."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """Index of each class, (N,)."""
+        ...
+
+    def dense(self) -> NDArray[np.bool_]:
+        """Return the masks, (N, H, W)."""
         ...
 
 
@@ -277,7 +298,7 @@ def _mask_match(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def match_detections(
-    image: str, expected: Detections, found: Detections, *, cut: float, full: bool
+    image: str, expected: Answer, found: Answer, *, cut: float, full: bool
 ) -> DetectionDifference:
     """Find a partner for every detection of torch.
 
@@ -313,7 +334,7 @@ def match_detections(
         if partner < 0:
             box = ", ".join(f"{side:.1f}" for side in expected.xyxy[index])
             missing.append(
-                f"{image}: {expected.class_names[int(expected.labels[index])]} "
+                f"{image}: class {int(expected.labels[index])} "
                 f"{expected.scores[index]:.3f} at [{box}]"
             )
             continue

@@ -53,7 +53,7 @@ def tiny_student() -> Student:
     with torch.no_grad():
         # Fresh classifiers say "nothing" everywhere; spread the scores so that ties are rare.
         student.head.class_logits.weight.normal_(std=0.5)
-        student.head.class_logits.bias.fill_(0.0)
+        torch.nn.init.zeros_(student.get_parameter("head.class_logits.bias"))
     return student.eval()
 
 
