@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from boxseg.errors import DataError, FileMismatchError, ParityError
 from boxseg.runtime.images import IMAGE_SUFFIXES, list_sources, read_image
+from boxseg.runtime.metadata import Metadata
 from boxseg.runtime.preprocess import Fit, letterbox
 from boxseg.runtime.segmenter import Segmenter
 
@@ -480,17 +481,25 @@ def real_samples(data: Path, count: int = 4) -> Samples:
     return Samples(frames, f"{len(frames)} of {len(files)} images of {data}")
 
 
-def metadata_difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """Name the first key in which a file's metadata differ from the network's, or None.
+def check_metadata(file: Path, found: Metadata, network: Mapping[str, Any]) -> None:
+    """Refuse a file whose metadata belong to another network.
 
-    The producer's version and the licence texts may differ.
+    The producer's version, the licence texts and which weights they are may differ.
+
+    Args:
+        file: For the message.
+        found: What the file says about itself.
+        network: Metadata of the network, from `boxseg.inference.describe`.
+
+    Raises:
+        FileMismatchError: with the first key that differs.
     """
-    for key in sorted(set(expected) | set(found)):
-        if key in ("producer", "licence", "weights"):
-            continue
-        if expected.get(key) != found.get(key):
-            return f"{key} is {found.get(key)!r}, the network has {expected.get(key)!r}"
-    return None
+    theirs, ours = asdict(found), asdict(Metadata.from_dict(network))
+    for key, value in ours.items():
+        if key not in ("producer", "licence", "weights") and theirs[key] != value:
+            raise FileMismatchError(
+                f"{file} is of another network: {key} is {theirs[key]!r}, the network has {value!r}"
+            )
 
 
 def hold(
@@ -570,14 +579,3 @@ def release(temporary: Path, final: Path, report: ParityReport) -> Path:
         remove(final)  # a folder cannot be replaced in one step
     temporary.replace(final)
     return final
-
-
-def check_metadata(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a file whose metadata belong to another network.
-
-    Raises:
-        FileMismatchError: with the first key that differs.
-    """
-    difference = metadata_difference(expected, found)
-    if difference is not None:
-        raise FileMismatchError(f"{file} is of another network: {difference}")

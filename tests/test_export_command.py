@@ -1,0 +1,210 @@
+"""`boxseg export` and `boxseg verify` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from boxseg import cli
+from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_atomically
+from boxseg.export.commands import left_behind
+from boxseg.runtime import backends
+from boxseg.student import Student
+
+
+@pytest.fixture
+def run_folder(tiny_student: Student, tmp_path: Path) -> Path:
+    """Return a run folder with a model file and what training leaves beside it."""
+    folder = tmp_path / "run"
+    save_model(folder / "best.pt", tiny_student, metadata={"licence": {"weights": "CC0-1.0"}})
+    write_atomically(
+        folder / "trainer.pt",
+        {
+            "format": TRAINER_FORMAT,
+            "version": 1,
+            "step": 3,
+            "model": model_payload(tiny_student),
+            "optimizer": {"state": {0: {"momentum": torch.zeros(5, 4)}}},
+            "criterion": {"depth": {"weight": torch.zeros(7, dtype=torch.float16)}},
+        },
+    )
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """Return a picture of noise, larger than the network's input."""
+    pixels = np.random.default_rng(5).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).resize((200, 150), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def test_both_formats_are_written_proven_and_verified_again(
+    run_folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(run_folder), "--format", "onnx", "--format", "ov"]
+    words += ["--data", str(photo), "--json", str(tmp_path / "report.json")]
+    assert cli.run(words) == 0
+    printed = capsys.readouterr().out
+    assert "each is the model's by name, shape and bytes" in printed
+    # 5 x 4 float32 of momentum; 7 float16 of a depth head
+    assert "left behind  optimizer: 1 tensors, 20 numbers" in printed
+    assert "left behind  criterion: 1 tensors, 7 numbers" in printed
+    assert "1 of 1 images of" in printed
+    assert {path.name for path in run_folder.iterdir()} == {
+        "best.pt",
+        "trainer.pt",
+        "best.onnx",
+        "best_openvino_model",
+    }
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [file["format"] for file in report["files"]] == ["onnx", "openvino"]
+    for file in report["files"]:
+        assert file["parity"]["passed"]
+        assert file["parity"]["detections"]["expected"] > 0  # else nothing was compared
+    for name in ("best.onnx", "best_openvino_model"):
+        assert cli.run(["verify", str(run_folder / name), "--against", str(run_folder)]) == 0
+        assert "drawn images" in capsys.readouterr().out
+    metadata = backends.open_backend(run_folder / "best.onnx").metadata
+    assert tuple(metadata.classes) == ("star", "ring")
+
+
+def test_a_file_that_answers_otherwise_is_quarantined(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = backends.open_backend
+
+    class Liar:
+        """Shifts one number of the boxes."""
+
+        def __init__(self, path: Path) -> None:
+            self.inner = honest(path)
+            self.name, self.device = self.inner.name, self.inner.device
+            self.metadata = self.inner.metadata
+
+        def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+            outputs = dict(self.inner.run(image))
+            outputs["boxes"] = outputs["boxes"].copy()
+            outputs["boxes"][0, 7, 2] += 3.0
+            return outputs
+
+    monkeypatch.setattr(backends, "open_backend", Liar)
+    assert cli.run(["export", str(run_folder)]) == 6
+    captured = capsys.readouterr()
+    assert "first divergent tensor boxes: drawn 0: boxes[0, 7, 2] is" in captured.err
+    assert captured.err.count("\n") == 1
+    names = {path.name for path in run_folder.iterdir()}
+    assert names == {"best.pt", "trainer.pt", "best.onnx.failed"}
+
+
+def test_size_and_name_are_as_asked(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "robot.onnx"
+    assert cli.run(["export", "--imgsz", "64", "96", str(run_folder), "--out", str(out)]) == 0
+    size = backends.open_backend(out).metadata.imgsz
+    assert (size.height, size.width) == (64, 96)
+    # The size comes from the file, so verify needs no --imgsz.
+    assert cli.run(["verify", str(out), "--against", str(run_folder / "best.pt")]) == 0
+
+
+def test_a_trainer_file_alone_can_be_exported(run_folder: Path) -> None:
+    assert cli.run(["export", str(run_folder / "trainer.pt"), "--imgsz", "64"]) == 0
+    assert (run_folder / "trainer.onnx").is_file()
+
+
+def test_verify_tells_other_weights_from_another_network(
+    run_folder: Path, tiny_student: Student, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["export", str(run_folder), "--imgsz", "64"]) == 0
+    file = str(run_folder / "best.onnx")
+    state = {name: value.clone() for name, value in tiny_student.state_dict().items()}
+    state["head.controller.bias"] += 0.01
+    other = Student(tiny_student.config)
+    other.load_state_dict(state)
+    save_model(tmp_path / "nudged.pt", other)
+    assert cli.run(["verify", file, "--against", str(tmp_path / "nudged.pt")]) == 6
+    assert "first divergent tensor parameters" in capsys.readouterr().err
+
+    config = type(tiny_student.config).from_dict(
+        tiny_student.config.to_dict() | {"classes": ["star", "moon"]}
+    )
+    renamed = Student(config)
+    renamed.load_state_dict(tiny_student.state_dict())
+    save_model(tmp_path / "renamed.pt", renamed)
+    assert cli.run(["verify", file, "--against", str(tmp_path / "renamed.pt")]) == 8
+    assert "moon" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "trt"], "trt is not available in this version; available: onnx, openvino"),
+        (["--format", "engine"], "engine is not available in this version"),
+        (["--format", "coreml"], "must be one of onnx, openvino, ov, got 'coreml'"),
+        (["--precision", "fp16"], "fp16 is not available in this version; available: fp32"),
+        (["--half"], "--half: reduced precision is not available in this version"),
+        (["--int8"], "--int8: reduced precision is not available in this version"),
+        (["--imgsz", "100"], "must be multiples of 32 (height first), got 100 100"),
+        (["--imgsz", "64", "100"], "must be multiples of 32 (height first), got 64 100"),
+        (["--imgsz", "big"], "must be one number or height and width, got 'big'"),
+        (["--opset", "9"], "must be in 17..23, got 9"),
+        (["--device", "tpu"], "must be cpu, cuda, cuda:N or N, got 'tpu'"),
+        (["--images", "0"], "--images"),
+    ],
+)
+def test_wrong_options_exit_2_in_one_line(
+    run_folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["export", str(run_folder), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a model", b"PK\x03\x04 broken"])
+def test_foreign_files_exit_8_in_one_line(
+    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "best.pt"
+    if content is not None:
+        path.write_bytes(content)
+    assert cli.run(["export", str(path)]) == 8
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_data_folder_exits_3(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["export", str(run_folder), "--data", str(tmp_path / "gone")]) == 3
+    assert "gone" in capsys.readouterr().err
+    assert not (run_folder / "best.onnx").exists()
+
+
+def test_one_name_for_two_formats_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--format", "onnx", "--format", "openvino", "--out", str(tmp_path / "a.onnx")]
+    assert cli.run(["export", str(run_folder), *words]) == 2
+    assert "names one file for 2 formats; name a folder" in capsys.readouterr().err
+
+
+def test_what_stays_behind_is_counted() -> None:
+    payload: dict[str, Any] = {
+        "model": {"state_dict": {"weight": torch.zeros(9)}},
+        "step": 4,
+        "optimizer": {"state": [torch.zeros(2, 3), torch.zeros(1, dtype=torch.int64)]},
+    }
+    parts = left_behind(payload)
+    # 6 float32 and 1 int64: 24 + 8 bytes
+    assert [(p.part, p.tensors, p.parameters, p.size_bytes) for p in parts] == [
+        ("optimizer", 2, 7, 32)
+    ]
