@@ -184,7 +184,7 @@ def _one_line(text: str) -> str:
 
 def _validation_message(error: ValueError) -> str:
     """Say a ValueError in one line; a recipe's list of errors becomes `path: reason; ...`."""
-    details = getattr(error, "errors", None)
+    details: Any = getattr(error, "errors", None)
     if not callable(details):
         return str(error) or type(error).__name__
     parts = []

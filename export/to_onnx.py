@@ -23,6 +23,7 @@ import torch
 from boxseg.errors import BackendMissingError, UnsupportedOperatorError
 from boxseg.export.verify import StripProof, prove_strip
 from boxseg.inference import INPUT_NAME, OUTPUT_NAMES, DenseGraph
+from boxseg.runtime.metadata import METADATA_KEY
 from boxseg.student import Student
 
 if TYPE_CHECKING:
@@ -32,10 +33,8 @@ OPSET = 18
 """Default: the oldest that the exporter writes natively, so the most engines read it."""
 OPSETS = range(17, 24)
 
-METADATA_KEY = "boxseg"
-"""The metadata dict as JSON, in ONNX metadata_props and in OpenVINO's rt_info."""
 EXPORT_KEY = "boxseg_export"
-"""How the file was made, as JSON; nothing reads it to compute."""
+"""How the file was made, as JSON, beside the metadata; nothing reads it to compute."""
 
 
 @dataclass(frozen=True)

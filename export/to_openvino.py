@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.errors import BackendMissingError, UnsupportedOperatorError
-from boxseg.export.to_onnx import EXPORT_KEY, METADATA_KEY, TracedGraph, write_onnx
+from boxseg.export.to_onnx import EXPORT_KEY, TracedGraph, write_onnx
+from boxseg.runtime.metadata import METADATA_KEY
 
 
 def write_openvino(traced: TracedGraph, folder: Path, *, stem: str = "best") -> Path:

@@ -14,9 +14,10 @@ import torch
 from onnx import numpy_helper
 
 from boxseg.errors import ParityError
-from boxseg.export.to_onnx import EXPORT_KEY, METADATA_KEY, TracedGraph, trace, write_onnx
+from boxseg.export.to_onnx import EXPORT_KEY, TracedGraph, trace, write_onnx
 from boxseg.export.verify import prove_strip
 from boxseg.inference import OUTPUT_NAMES, DenseGraph, describe
+from boxseg.runtime.metadata import METADATA_KEY
 from boxseg.student import Student
 
 

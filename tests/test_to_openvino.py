@@ -10,9 +10,10 @@ import openvino
 import pytest
 import torch
 
-from boxseg.export.to_onnx import EXPORT_KEY, METADATA_KEY, TracedGraph
+from boxseg.export.to_onnx import EXPORT_KEY, TracedGraph
 from boxseg.export.to_openvino import write_openvino
 from boxseg.inference import OUTPUT_NAMES, DenseGraph, describe
+from boxseg.runtime.metadata import METADATA_KEY
 from boxseg.student import Student
 
 
