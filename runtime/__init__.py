@@ -1,1 +1,45 @@
-"""Frame in, instances out: numpy and C, no torch."""
+"""Frame in, instances out: numpy and C, no torch.
+
+segmenter.py     Segmenter(path)(frame) -> Detections, with a time per stage
+detections.py    instances of a frame: boxes, scores, masks in any form
+preprocess.py    letterbox and resize
+backends.py      ONNX Runtime and OpenVINO behind one small protocol
+postprocess.py   candidates, suppression, masks: the calls into C
+metadata.py      what a deployed file says about itself
+accuracy.py      COCO AP of anything that answers frames with detections
+benchmark.py     stage times
+commands.py      boxseg predict / eval / bench / doctor
+images.py        reading of images and videos
+drawing.py       pictures of instances
+include, csrc    the C library and its Python binding `_native`
+"""
+
+from boxseg.runtime.backends import Backend, open_backend
+from boxseg.runtime.detections import Crop, Detections
+from boxseg.runtime.metadata import Metadata
+from boxseg.runtime.postprocess import Postprocessor
+from boxseg.runtime.preprocess import (
+    Fit,
+    Letterbox,
+    Letterboxer,
+    ShortLong,
+    letterbox,
+    resize_bilinear,
+)
+from boxseg.runtime.segmenter import Segmenter
+
+__all__ = [
+    "Backend",
+    "Crop",
+    "Detections",
+    "Fit",
+    "Letterbox",
+    "Letterboxer",
+    "Metadata",
+    "Postprocessor",
+    "Segmenter",
+    "ShortLong",
+    "letterbox",
+    "open_backend",
+    "resize_bilinear",
+]

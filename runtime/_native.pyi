@@ -4,6 +4,14 @@ from numpy.typing import NDArray
 
 _Buffer: TypeAlias = NDArray[Any] | bytearray | memoryview | bytes
 _Map: TypeAlias = tuple[int, int, int, int, int, int]
+_Region: TypeAlias = tuple[int, int, int, int]
+_Box: TypeAlias = tuple[float, float, float, float]
+
+CANDIDATE_BYTES: int
+INSTANCE_BYTES: int
+MAX_SIDE: int
+
+class _Model: ...
 
 def letterbox_fit(frame_height: int, frame_width: int, height: int, width: int, /) -> _Map: ...
 def letterbox_short_long(
@@ -23,3 +31,122 @@ def resize_scratch_size(channels: int, new_width: int, /) -> int: ...
 def resize_u8(
     image: _Buffer, new_height: int, new_width: int, scratch: _Buffer, out: _Buffer, /
 ) -> None: ...
+def make_model(
+    classes: int,
+    strides: tuple[int, ...],
+    coordinate_scales: tuple[float, ...],
+    mask_channels: int,
+    mask_stride: int,
+    layer_widths: tuple[int, ...],
+    relative_coordinates: int,
+    score0: int,
+    final_score: int,
+    candidate_score: float,
+    nms_iou: float,
+    candidates: int,
+    max_det: int,
+    /,
+) -> _Model: ...
+def parameter_count(model: _Model, /) -> int: ...
+def location_count(model: _Model, height: int, width: int, /) -> int: ...
+def scan_scratch_size(model: _Model, /) -> int: ...
+def scan_dense(
+    model: _Model,
+    class_logits: _Buffer,
+    quality_logits: _Buffer | None,
+    boxes: _Buffer,
+    plan: _Map,
+    scratch: _Buffer,
+    candidates: _Buffer,
+    /,
+) -> int: ...
+def select_scratch_size(model: _Model, /) -> int: ...
+def select_dense(
+    model: _Model,
+    class_logits: _Buffer,
+    quality_logits: _Buffer | None,
+    boxes: _Buffer,
+    plan: _Map,
+    scratch: _Buffer,
+    kept: _Buffer,
+    /,
+) -> int: ...
+def nms_scratch_size(n: int, class_count: int, /) -> int: ...
+def nms(
+    boxes: _Buffer,
+    scores: _Buffer,
+    classes: _Buffer | None,
+    class_count: int,
+    iou_threshold: float,
+    score_threshold: float,
+    max_keep: int,
+    scratch: _Buffer,
+    keep: _Buffer,
+    /,
+) -> int: ...
+def cut_box(box: _Box, plan: _Map, mask_stride: int, /) -> tuple[_Box, _Box, _Region, _Region]: ...
+def mask_head_scratch_size(model: _Model, /) -> int: ...
+def mask_head(
+    model: _Model,
+    parameters: _Buffer,
+    features: _Buffer,
+    slots: int,
+    by_slot: bool,
+    rows: int,
+    columns: int,
+    candidate: _Buffer,
+    region: _Region,
+    scratch: _Buffer,
+    logits: _Buffer,
+    /,
+) -> None: ...
+def mask_score(
+    logits: _Buffer, region: _Region, rows: int, columns: int, stride: int, box: _Box, /
+) -> float: ...
+def surface_scratch_size(frame_height: int, frame_width: int, rows: int, /) -> int: ...
+def surface_text_size(plan: _Map, rows: int, /) -> int: ...
+def surface_rle(
+    logits: _Buffer,
+    region: _Region,
+    rows: int,
+    columns: int,
+    stride: int,
+    plan: _Map,
+    pixels: _Region,
+    scratch: _Buffer,
+    text: _Buffer,
+    /,
+) -> tuple[int, int]: ...
+def surface_bytes(
+    logits: _Buffer,
+    region: _Region,
+    rows: int,
+    columns: int,
+    stride: int,
+    plan: _Map,
+    pixels: _Region,
+    scratch: _Buffer,
+    out: _Buffer,
+    /,
+) -> None: ...
+def masks_scratch_size(model: _Model, plan: _Map, /) -> int: ...
+def masks(
+    model: _Model,
+    parameters: _Buffer,
+    features: _Buffer,
+    slots: int,
+    by_slot: bool,
+    plan: _Map,
+    candidates: _Buffer,
+    n: int,
+    confidence: float,
+    scratch: _Buffer,
+    instances: _Buffer,
+    text: _Buffer,
+    /,
+) -> tuple[int, int]: ...
+def rle_encode(mask: _Buffer, /) -> bytes: ...
+def rle_paint(
+    text: bytes, height: int, width: int, window: _Region, value: int, out: _Buffer, /
+) -> None: ...
+def rle_measure(text: bytes, height: int, width: int, /) -> tuple[int, _Region]: ...

@@ -1,0 +1,311 @@
+"""Engines behind one small protocol; each is imported when it is asked for.
+
+B images, H x W pixels of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.errors import BackendMissingError, FileMismatchError
+from boxseg.runtime.metadata import METADATA_KEY, Metadata
+from boxseg.runtime.preprocess import Fit
+
+if TYPE_CHECKING:
+    import onnxruntime
+    import openvino
+
+
+class Backend(Protocol):
+    """A graph on an engine.
+
+    `metadata` is a Metadata or the dict that it is read from.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the engine."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+
+    @property
+    def metadata(self) -> Metadata | Mapping[str, Any]:
+        """What the file says about itself."""
+
+    def run(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+        """Run the graph.
+
+        Args:
+            image: RGB bytes, (B, H, W, 3).
+
+        Returns:
+            Outputs by name; the arrays hold until the next run.
+        """
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _read_metadata(text: str, path: Path) -> Metadata:
+    try:
+        return Metadata.from_json(text)
+    except FileMismatchError as error:
+        raise FileMismatchError(f"{path}: {error}") from None
+
+
+def _no_metadata(path: Path) -> FileMismatchError:
+    return FileMismatchError(
+        f"{path} is no file of boxseg: it holds no {METADATA_KEY!r} metadata; write one with "
+        "boxseg export"
+    )
+
+
+def _check_input(
+    path: Path, metadata: Metadata, name: str, kind: str, shape: list[int | None]
+) -> None:
+    """Refuse a graph whose input is not what the metadata promise; None is any length."""
+    expected: list[int | None] = [None, None, None, 3]
+    if isinstance(metadata.imgsz, Fit):
+        expected = [None, metadata.imgsz.height, metadata.imgsz.width, 3]
+    fits = len(shape) == 4 and all(
+        want is None or have is None or want == have
+        for want, have in zip(expected, shape, strict=True)
+    )
+    if name != metadata.input_name or kind != "uint8" or not fits:
+        raise FileMismatchError(
+            f"{path}: the input must be uint8 {metadata.input_name} {expected} by the metadata, "
+            f"the graph has {kind} {name} {shape}"
+        )
+
+
+class OnnxRuntimeBackend:
+    """Runs an .onnx file on ONNX Runtime."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, path: str | Path, device: str | None = None, threads: int | None = None
+    ) -> None:
+        """Load a file.
+
+        Args:
+            path: The .onnx file.
+            device: "cpu" (the default), "cuda" or "cuda:N".
+            threads: Of the engine; None leaves it to the engine.
+
+        Raises:
+            BackendMissingError: if ONNX Runtime or the device is not there.
+            FileMismatchError: if the file is foreign, damaged or of another version.
+        """
+        path = Path(path)
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise BackendMissingError(
+                "ONNX Runtime is not installed; pip install boxseg[onnxruntime]"
+            ) from None
+        self.device = (device or "cpu").lower()
+        provider, settings = self._provider(self.device)
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise BackendMissingError(
+                f"device {self.device} is not available: this ONNX Runtime has "
+                f"{', '.join(available)}; pip install onnxruntime-gpu"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors reach the caller as exceptions
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        self._session = self._open(path, options, provider, settings)
+        if self._session.get_providers()[0] != provider:
+            raise BackendMissingError(
+                f"device {self.device} was not obtained: ONNX Runtime fell back to "
+                f"{self._session.get_providers()[0]}"
+            )
+        stored = self._session.get_modelmeta().custom_metadata_map
+        if METADATA_KEY not in stored:
+            raise _no_metadata(path)
+        self.metadata = _read_metadata(stored[METADATA_KEY], path)
+        graph_input = self._session.get_inputs()[0]
+        _check_input(
+            path,
+            self.metadata,
+            graph_input.name,
+            graph_input.type.removeprefix("tensor(").removesuffix(")"),
+            [side if isinstance(side, int) else None for side in graph_input.shape],
+        )
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @staticmethod
+    def _provider(device: str) -> tuple[str, dict[str, str]]:
+        kind, _, number = device.partition(":")
+        if kind == "cpu" and not number:
+            return "CPUExecutionProvider", {}
+        if kind == "cuda" and (not number or number.isdigit()):
+            return "CUDAExecutionProvider", {"device_id": number or "0"}
+        raise ValueError(f"device must be cpu, cuda or cuda:N for an .onnx file, got {device!r}")
+
+    @staticmethod
+    def _open(
+        path: Path,
+        options: onnxruntime.SessionOptions,
+        provider: str,
+        settings: dict[str, str],
+    ) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        try:
+            return onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=[(provider, settings)]
+            )
+        except Exception as error:  # its exceptions have no common class of their own
+            raise FileMismatchError(
+                f"{path} cannot be loaded by ONNX Runtime: {_first_line(error)}"
+            ) from None
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Run the graph on RGB bytes (B, H, W, 3)."""
+        outputs = self._session.run(self._outputs, {self.metadata.input_name: image})
+        return dict(zip(self._outputs, outputs, strict=True))
+
+
+class OpenVinoBackend:
+    """Runs an OpenVINO model, a folder or its .xml file."""
+
+    name = "openvino"
+
+    def __init__(
+        self, path: str | Path, device: str | None = None, threads: int | None = None
+    ) -> None:
+        """Load a model.
+
+        Args:
+            path: The .xml file (its .bin beside it) or the folder that holds one.
+            device: "cpu" (the default) or a name of OpenVINO's, such as GPU.0, NPU or AUTO.
+            threads: Of the engine, CPU only; None leaves it to the engine.
+
+        Raises:
+            BackendMissingError: if OpenVINO or the device is not there.
+            FileMismatchError: if the files are foreign, damaged or of another version.
+        """
+        path = Path(path)
+        try:
+            import openvino
+        except ModuleNotFoundError:
+            raise BackendMissingError(
+                "OpenVINO is not installed; pip install boxseg[openvino]"
+            ) from None
+        core = openvino.Core()
+        wanted = (device or "cpu").upper()
+        available = list(core.available_devices)
+        if wanted.partition(":")[0].partition(".")[0] not in {
+            *(name.partition(".")[0] for name in available),
+            "AUTO",
+        }:
+            raise BackendMissingError(
+                f"device {wanted} is not available: OpenVINO finds {', '.join(available)} here"
+            )
+        model = self._read(core, path)
+        if not model.has_rt_info([METADATA_KEY]):
+            raise _no_metadata(path)
+        self.metadata = _read_metadata(str(model.get_rt_info([METADATA_KEY]).astype(str)), path)
+        self._check(path, model)
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if self.metadata.precision == "fp32":
+            # by default CPUs with bf16 units and GPUs would compute in 16 bits
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
+            settings["EXECUTION_MODE_HINT"] = "ACCURACY"
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled = core.compile_model(model, wanted, settings)
+        except Exception as error:  # all of its errors are RuntimeError or its children
+            raise FileMismatchError(
+                f"{path} cannot be compiled by OpenVINO for {wanted}: {_first_line(error)}"
+            ) from None
+        running = [str(name) for name in self._compiled.get_property("EXECUTION_DEVICES")]
+        if wanted != "AUTO" and not any(
+            name.partition(".")[0] == wanted.partition(".")[0] for name in running
+        ):
+            raise BackendMissingError(
+                f"device {wanted} was not obtained: OpenVINO runs on {', '.join(running)}"
+            )
+        self.device = wanted.lower()
+        self._request = self._compiled.create_infer_request()
+        self._names = [output.get_any_name() for output in self._compiled.outputs]
+
+    @staticmethod
+    def _read(core: openvino.Core, path: Path) -> openvino.Model:
+        xml = path
+        if path.is_dir():
+            found = sorted(path.glob("*.xml"))
+            if len(found) != 1:
+                raise FileMismatchError(f"{path} must hold one .xml file, it holds {len(found)}")
+            xml = found[0]
+        weights = xml.with_suffix(".bin")
+        if not weights.is_file():
+            raise FileMismatchError(f"{xml} needs its weights beside it: {weights} is missing")
+        try:
+            return core.read_model(str(xml), str(weights))
+        except Exception as error:  # all of its errors are RuntimeError or its children
+            reason = [line for line in str(error).splitlines() if line.strip()]
+            raise FileMismatchError(
+                f"{xml} cannot be read by OpenVINO: {reason[-1].strip() if reason else 'damaged'}"
+            ) from None
+
+    def _check(self, path: Path, model: openvino.Model) -> None:
+        graph_input = model.inputs[0]
+        kind = {"u8": "uint8"}.get(str(graph_input.element_type.get_type_name()), "another type")
+        shape = [
+            side.get_length() if side.is_static else None for side in graph_input.partial_shape
+        ]
+        _check_input(path, self.metadata, graph_input.get_any_name(), kind, shape)
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Run the graph on RGB bytes (B, H, W, 3); the outputs hold until the next run."""
+        self._request.infer([image], share_inputs=True)
+        return {name: self._request.get_output_tensor(i).data for i, name in enumerate(self._names)}
+
+
+def open_backend(
+    path: str | Path, device: str | None = None, threads: int | None = None
+) -> OnnxRuntimeBackend | OpenVinoBackend:
+    """Open a deployed file with the engine that its name tells.
+
+    Args:
+        path: An .onnx file, an OpenVINO folder (`NAME_openvino_model`) or its .xml file.
+        device: Where to run; None is the CPU. A device that is not obtained is an error.
+        threads: Of the engine, at least 1; None leaves it to the engine.
+
+    Raises:
+        FileNotFoundError: if there is nothing at the path.
+        BackendMissingError: if the engine or the device is not there.
+        FileMismatchError: if the file is foreign, damaged or of another version.
+    """
+    path = Path(path)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return OnnxRuntimeBackend(path, device, threads)
+    if suffix == ".xml" or (path.is_dir() and any(path.glob("*.xml"))):
+        return OpenVinoBackend(path, device, threads)
+    if suffix == ".engine":
+        raise BackendMissingError(
+            f"{path}: TensorRT engines are not supported by this version; use the .onnx file"
+        )
+    raise FileMismatchError(
+        f"{path} is no deployed file: an .onnx file, an OpenVINO folder or its .xml file is needed"
+    )

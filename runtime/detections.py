@@ -1,0 +1,222 @@
+"""Instances of one frame, with masks in the form that the caller asks for.
+
+N instances ordered by score, H x W pixels of the frame. Boxes are float32 x1, y1, x2, y2 in frame
+pixels. Masks are held as run-length text; every other form is made from it when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.runtime import _native
+
+
+class Crop(NamedTuple):
+    """A mask cut to the smallest rectangle around it.
+
+    Attributes:
+        x: Column of the frame where the rectangle starts.
+        y: Row of the frame where it starts.
+        mask: True on the instance, (rows, columns); 0 x 0 for an empty mask.
+    """
+
+    x: int
+    y: int
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Instances of one frame.
+
+    Attributes:
+        xyxy: Boxes clipped to the frame, (N, 4).
+        scores: Final scores, (N,), highest first.
+        labels: Class indices, (N,).
+        height: H.
+        width: W.
+        counts: COCO's compressed run-length counts of the H x W mask, one per instance.
+        class_names: Names of all classes, by class index.
+        category_ids: The data set's ids of all classes, by class index.
+        score0: Scores of the detection alone, (N,).
+        mask_scores: Mean probability inside the masks, (N,).
+        areas: Pixels of the masks, (N,).
+        times_ms: Milliseconds per stage: letterbox, engine, select, masks and their total.
+    """
+
+    xyxy: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    height: int
+    width: int
+    counts: tuple[bytes, ...]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    score0: NDArray[np.float32]
+    mask_scores: NDArray[np.float32]
+    areas: NDArray[np.int64]
+    times_ms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.counts)
+        for name in ("scores", "labels", "score0", "mask_scores", "areas"):
+            if getattr(self, name).shape != (n,):
+                raise ValueError(
+                    f"{name} must have shape ({n},) like counts, got {getattr(self, name).shape}"
+                )
+        if self.xyxy.shape != (n, 4):
+            raise ValueError(f"xyxy must have shape ({n}, 4) like counts, got {self.xyxy.shape}")
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.counts)
+
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | NDArray[np.integer | np.bool_]
+    ) -> Detections:
+        """Pick instances by position, slice, positions or a boolean mask; always Detections."""
+        chosen = np.atleast_1d(np.arange(len(self))[index])
+        return replace(
+            self,
+            xyxy=self.xyxy[chosen],
+            scores=self.scores[chosen],
+            labels=self.labels[chosen],
+            counts=tuple(self.counts[i] for i in chosen.tolist()),
+            score0=self.score0[chosen],
+            mask_scores=self.mask_scores[chosen],
+            areas=self.areas[chosen],
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.height, self.width
+
+    def rle(self) -> list[dict[str, Any]]:
+        """Give the masks as pycocotools takes them: {"size": [H, W], "counts": text}."""
+        size = [self.height, self.width]
+        return [{"size": list(size), "counts": counts.decode("ascii")} for counts in self.counts]
+
+    def crops(self) -> list[Crop]:
+        """Give each mask cut to the smallest rectangle around it."""
+        return [_crop(counts, self.height, self.width) for counts in self.counts]
+
+    def dense(self) -> NDArray[np.bool_]:
+        """Give all masks in full size, (N, H, W); N times H times W bytes."""
+        out = np.zeros((len(self), self.height, self.width), np.uint8)
+        window = (0, 0, self.width, self.height)
+        for counts, mask in zip(self.counts, out, strict=True):
+            _native.rle_paint(counts, self.height, self.width, window, 1, mask)
+        return out.view(np.bool_)
+
+    def label_image(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Give one picture of all masks, (H, W): 0 is background, i + 1 is instance i.
+
+        Where masks overlap, the higher score is on top. uint8 for up to 255 instances, else uint16.
+        """
+        out: NDArray[Any] = np.zeros(self.size, np.uint8 if len(self) < 256 else np.uint16)
+        for i in reversed(range(len(self))):
+            x, y, mask = _crop(self.counts[i], self.height, self.width)
+            out[y : y + mask.shape[0], x : x + mask.shape[1]][mask] = i + 1
+        return out
+
+    def polygons(self) -> list[list[NDArray[np.float32]]]:
+        """Give the outlines of each mask along its pixels' edges.
+
+        Returns:
+            Per instance a list of closed rings, (K, 2) corners x, y in frame pixels without the
+            first repeated. Outer rings have the mask on their right in image axes (clockwise on the
+            screen, positive shoelace area), holes run the other way, so that the signed areas sum
+            to the pixels of the mask. Pixels that touch at a corner only are separate.
+        """
+        return [
+            [ring + np.array((crop.x, crop.y), np.float32) for ring in _rings(crop.mask)]
+            for crop in self.crops()
+        ]
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Give COCO results: dataset category ids, boxes as x, y, width, height, masks as RLE."""
+        boxes = self.xyxy.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[label],
+                "bbox": box,
+                "score": score,
+                "segmentation": mask,
+            }
+            for label, box, score, mask in zip(
+                self.labels.tolist(), boxes.tolist(), self.scores.tolist(), self.rle(), strict=True
+            )
+        ]
+
+    def to_supervision(self) -> dict[str, Any]:
+        """Give the arguments of supervision's Detections, which is not imported here.
+
+        `sv.Detections(**found.to_supervision())`; masks become dense, (N, H, W).
+        """
+        names = np.array([self.class_names[i] for i in self.labels.tolist()], dtype=np.str_)
+        return {
+            "xyxy": self.xyxy.copy(),
+            "mask": self.dense(),
+            "confidence": self.scores.copy(),
+            "class_id": self.labels.astype(int),
+            "data": {"class_name": names},
+        }
+
+
+def _crop(counts: bytes, height: int, width: int) -> Crop:
+    _, (x0, y0, x1, y1) = _native.rle_measure(counts, height, width)
+    mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    if mask.size:
+        _native.rle_paint(counts, height, width, (x0, y0, x1, y1), 1, mask)
+    return Crop(x0, y0, mask.view(np.bool_))
+
+
+def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+    """Follow the edges between on and off pixels, with the mask on the right."""
+    if not mask.size:
+        return []
+    padded = np.pad(mask, 1).astype(np.int8)
+    leaving: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    # along the top of an on pixel to the right, along the bottom to the left
+    across = padded[1:, 1:-1] - padded[:-1, 1:-1]
+    for y, x in np.argwhere(across).tolist():
+        start, step = ((x, y), (1, 0)) if across[y, x] > 0 else ((x + 1, y), (-1, 0))
+        leaving.setdefault(start, []).append(step)
+    # along the left upwards, along the right downwards
+    down = padded[1:-1, 1:] - padded[1:-1, :-1]
+    for y, x in np.argwhere(down).tolist():
+        start, step = ((x, y + 1), (0, -1)) if down[y, x] > 0 else ((x, y), (0, 1))
+        leaving.setdefault(start, []).append(step)
+    rings = []
+    while leaving:
+        rings.append(_follow(leaving))
+    return rings
+
+
+def _follow(leaving: dict[tuple[int, int], list[tuple[int, int]]]) -> NDArray[np.float32]:
+    """Take one closed ring out of the edges; its corners only."""
+    # nothing is left of the leftmost point, so one edge leaves it and the ring turns there
+    start = point = min(leaving)
+    corners: list[tuple[int, int]] = []
+    heading = (0, 0)
+    while not corners or point != start:
+        choices = leaving[point]
+        # where two pixels touch at a corner, a turn to the right stays with the same pixel
+        right = (-heading[1], heading[0])
+        step = right if right in choices else choices[0]
+        choices.remove(step)
+        if not choices:
+            del leaving[point]
+        if step != heading:
+            corners.append(point)
+        heading = step
+        point = (point[0] + step[0], point[1] + step[1])
+    return np.array(corners, np.float32)

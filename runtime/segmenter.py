@@ -1,0 +1,122 @@
+"""A camera frame in, its instances out.
+
+H x W pixels of the frame, H' x W' of the network's input.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.runtime.backends import Backend, open_backend
+from boxseg.runtime.detections import Detections
+from boxseg.runtime.metadata import Metadata
+from boxseg.runtime.postprocess import Postprocessor
+from boxseg.runtime.preprocess import Colour, Fit, Letterboxer
+
+
+class Segmenter:
+    """Finds instances in frames.
+
+        segmenter = Segmenter("best.onnx")
+        for instance in segmenter(frame): ...
+
+    Buffers are made once and follow the largest frame seen, so one Segmenter serves one thread.
+
+    Attributes:
+        metadata: What the file says about itself.
+        backend: The engine.
+        postprocessor: What turns its outputs into instances.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Backend,
+        *,
+        conf: float = 0.25,
+        iou: float | None = None,
+        max_det: int | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Load a model and run it once.
+
+        Args:
+            model: A deployed file (see `open_backend`), or a backend.
+            conf: Instances need a final score above this, [0, 1].
+            iou: Suppress above this IoU, [0, 1]; None is the file's.
+            max_det: Instances per frame, at least 1; None is the file's.
+            device: Where to run a file; None is the CPU. One that is not obtained is an error.
+            threads: Of the engine, for a file; None leaves it to the engine.
+
+        Raises:
+            FileNotFoundError: if there is nothing at the path.
+            BackendMissingError: if the engine or the device is not there.
+            FileMismatchError: if the file is foreign, damaged or of another version.
+            ValueError: if an option is outside its range.
+        """
+        if isinstance(model, (str, Path)):
+            self.backend: Backend = open_backend(model, device, threads)
+        elif device is not None or threads is not None:
+            raise ValueError("device and threads are for files; a backend has its own")
+        else:
+            self.backend = model
+        described = self.backend.metadata
+        self.metadata = (
+            described if isinstance(described, Metadata) else Metadata.from_dict(described)
+        )
+        self.postprocessor = Postprocessor(self.metadata, conf=conf, iou=iou, max_det=max_det)
+        self._letterboxer = Letterboxer(self.metadata.imgsz, padding=self.metadata.padding)
+        self._input = np.empty((1, 0, 0, 3), np.uint8)
+        if isinstance(self.metadata.imgsz, Fit):
+            # the first run of an engine allocates and tunes; a size that follows the frame is
+            # not known yet
+            self(np.zeros((self.metadata.imgsz.height, self.metadata.imgsz.width, 3), np.uint8))
+
+    def __call__(self, frame: NDArray[np.uint8], *, colour: Colour = "RGB") -> Detections:
+        """Find the instances of one frame.
+
+        Args:
+            frame: Bytes 0..255, (H, W, 3) in `colour` order, or gray (H, W) or (H, W, 1).
+            colour: Channel order of the frame, "RGB" or "BGR".
+
+        Returns:
+            Instances in frame pixels, best first, with `times_ms` of the stages letterbox, engine,
+            select, masks and their total.
+
+        Raises:
+            ValueError: if the frame is of another type or shape.
+        """
+        start = time.perf_counter()
+        self._fit_input(frame)
+        _, plan = self._letterboxer(frame, self._input[0], colour=colour)
+        boxed = time.perf_counter()
+        outputs = self.backend.run(self._input)
+        ran = time.perf_counter()
+        kept = self.postprocessor.select(outputs, plan)
+        selected = time.perf_counter()
+        found = self.postprocessor.masks(outputs, plan, kept)
+        end = time.perf_counter()
+        times = {
+            "letterbox": (boxed - start) * 1e3,
+            "engine": (ran - boxed) * 1e3,
+            "select": (selected - ran) * 1e3,
+            "masks": (end - selected) * 1e3,
+            "total": (end - start) * 1e3,
+        }
+        return replace(found, times_ms=times)
+
+    def _fit_input(self, frame: NDArray[np.uint8]) -> None:
+        """Make the input buffer anew where its size follows the frame."""
+        if frame.ndim not in (2, 3) or frame.size == 0:
+            raise ValueError(
+                f"a frame must be a non-empty uint8 array (H, W) or (H, W, channels), "
+                f"got {frame.dtype} {frame.shape}"
+            )
+        plan = self._letterboxer.plan(frame.shape[0], frame.shape[1])
+        if self._input.shape[1:3] != (plan.height, plan.width):
+            self._input = np.empty((1, plan.height, plan.width, 3), np.uint8)
