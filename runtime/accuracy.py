@@ -324,13 +324,13 @@ def encode_mask(
 
 
 def _cells(low: float, high: float, count: int) -> tuple[int, int]:
-    """Return the cells [first, last) whose centres lie in [low, high], at least one.
+    """Return the cells [first, last) whose centres lie in [low, high), at least one.
 
     A span that holds no centre takes the cell nearest to its own centre.
     """
     low, high = min(max(low, 0.0), count), min(max(high, 0.0), count)
     first = math.ceil(low - 0.5)
-    last = math.floor(high - 0.5) + 1
+    last = math.ceil(high - 0.5)
     if first >= last:
         first = min(max(math.floor((low + high) / 2), 0), count - 1)
         last = first + 1

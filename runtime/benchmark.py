@@ -60,7 +60,7 @@ class Timing:
     """Stages in the order of the work, then `total`, measured around the whole call."""
     rounds: int
     first_ms: float
-    """The very first call, before warm-up."""
+    """The first frame, before warm-up."""
     frames_per_second: float
     """Back to back: rounds over the sum of their total times."""
     detections_mean: float

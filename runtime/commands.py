@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -169,8 +170,10 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _input_text(segmenter: Segmenter) -> str:
     """Say the input size, height first."""
+    from boxseg.runtime.preprocess import Fit
+
     size = segmenter.metadata.imgsz
-    if hasattr(size, "height"):
+    if isinstance(size, Fit):
         return f"input {size.height} x {size.width} (height x width)"
     return f"input short side {size.short}, long side at most {size.long}"
 
@@ -418,10 +421,13 @@ def _bench_frames(source: Path | None) -> tuple[list[Any], str]:
 
 
 def _size_bytes(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the bytes of what is loaded: a file, an .xml with its .bin, a run's best.pt."""
     if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
+        parts = [path / "best.pt"] if _is_torch_model(path) else [*path.glob("*.xml")]
+        return sum(_size_bytes(part) for part in parts if part.is_file())
+    weights = path.with_suffix(".bin")
+    extra = weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0
+    return path.stat().st_size + extra
 
 
 def _stage_line(name: str, stage: StageTime) -> str:
@@ -435,7 +441,7 @@ def _timing_lines(timing: Timing, heading: str) -> list[str]:
         f"  {'ms':<12}{'p50':>9}{'p90':>9}{'p99':>9}{'mean':>9}",
         *(_stage_line(name, stage) for name, stage in timing.stages.items()),
         f"  {timing.frames_per_second:.1f} frames per second, {timing.detections_mean:.1f} "
-        f"detections per frame (at most {timing.detections_most}), first call "
+        f"detections per frame (at most {timing.detections_most}), first frame "
         f"{timing.first_ms:.0f} ms",
     ]
 
@@ -501,12 +507,14 @@ def bench(
     names = [str(path) for path in models]
     if len(set(names)) < len(names):
         raise click.UsageError("MODEL is given twice; each model is timed once")
-    segmenters = {
-        str(path): open_model(
+    segmenters: dict[str, Segmenter] = {}
+    load_ms: dict[str, float] = {}
+    for path in models:
+        begin = time.perf_counter()
+        segmenters[str(path)] = open_model(
             path, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
         )
-        for path in models
-    }
+        load_ms[str(path)] = (time.perf_counter() - begin) * 1000
     machine = benchmark.describe_machine()
     timings = benchmark.measure(segmenters, frames, warmup=warmup, iters=iters, duration=duration)
     sizes = sorted({f"{frame.shape[0]} x {frame.shape[1]}" for frame in frames})
@@ -521,7 +529,7 @@ def bench(
         for line in _timing_lines(
             timing,
             f"{path} ({_size_bytes(path) / 1e6:.1f} MB): {_backend_text(segmenter)}, "
-            f"{threads_text}, {_input_text(segmenter)}",
+            f"{threads_text}, {_input_text(segmenter)}, loaded in {load_ms[str(path)]:.0f} ms",
         ):
             click.echo(line)
         record: dict[str, object] = {
@@ -531,6 +539,7 @@ def bench(
             "precision": segmenter.metadata.precision,
             "input": _input_text(segmenter),
             "bytes": _size_bytes(path),
+            "load_ms": load_ms[str(path)],
         }
         if batch > 1:
             stage = _time_batch(segmenter, frames[0], batch, warmup, iters)
@@ -571,7 +580,7 @@ def _time_batch(segmenter: Segmenter, frame: Any, batch: int, warmup: int, iters
     from boxseg.runtime.benchmark import measure_batch
     from boxseg.runtime.preprocess import letterbox
 
-    image, _ = letterbox(frame, segmenter.metadata.imgsz)
+    image, _ = letterbox(frame, segmenter.metadata.imgsz, padding=segmenter.metadata.padding)
     try:
         return measure_batch(segmenter.backend.run, image, batch=batch, warmup=warmup, iters=iters)
     except BoxSegError:

@@ -163,13 +163,12 @@ class Instances:
     @classmethod
     def from_detections(cls, detections: Detections, minimum_score: float = 0.0) -> Self:
         """Build from a Segmenter's answer, leaving out scores not above `minimum_score`."""
-        kept = [i for i, score in enumerate(detections.scores) if score > minimum_score]
-        dense = detections.dense()
-        return cls.from_dense(
-            detections.xyxy[kept],
-            [detections.class_names[int(detections.labels[i])] for i in kept],
-            [float(detections.scores[i]) for i in kept],
-            dense[kept],
+        kept = detections[detections.scores > minimum_score]
+        return cls(
+            kept.xyxy,
+            tuple(kept.class_names[label] for label in kept.labels.tolist()),
+            tuple(kept.scores.tolist()),
+            tuple(Piece(crop.y, crop.x, crop.mask) for crop in kept.crops()),
         )
 
 

@@ -443,7 +443,7 @@ def test_missing_pycocotools_names_the_install_command(
     ("box", "columns", "rows"),
     [
         ([2, 3, 4, 2], (2, 6), (3, 5)),  # whole pixels
-        ([2.5, 3.4, 4.0, 2.0], (2, 7), (3, 5)),  # centres 2.5 .. 6.5 and 3.5, 4.5
+        ([2.5, 3.4, 4.0, 2.0], (2, 6), (3, 5)),  # centres 2.5 .. 5.5, not 6.5, and 3.5, 4.5
         ([2.6, 3.6, 4.0, 2.0], (3, 7), (4, 6)),  # centre 2.5 is left out, 6.5 in
         ([4.6, 4.6, 0.2, 0.2], (4, 5), (4, 5)),  # no centre: the nearest pixel
         ([-5, 0, 100, 8], (0, 10), (0, 8)),  # the whole image

@@ -14,14 +14,17 @@ from PIL import Image
 
 from boxseg import cli
 from boxseg.runtime import commands
+from boxseg.runtime.detections import Crop
 from boxseg.runtime.images import read_image
+from boxseg.runtime.preprocess import Fit
 
 codec = pytest.importorskip("pycocotools.mask", reason="the fake model encodes with pycocotools")
 
 METADATA = SimpleNamespace(
     classes=("star",),
     category_ids=(3,),
-    imgsz=SimpleNamespace(height=32, width=64),
+    imgsz=Fit(32, 64),
+    padding=(124, 116, 104),
     precision="fp32",
 )
 
@@ -41,13 +44,17 @@ class FakeDetections:
     def __len__(self) -> int:
         return 1
 
-    def dense(self) -> np.ndarray:
-        mask = np.zeros((1, self.height, self.width), bool)
-        mask[:, : self.height // 2, : self.width // 2] = True
-        return mask
+    def __getitem__(self, index: np.ndarray) -> FakeDetections:
+        assert index.all()
+        return self
+
+    def crops(self) -> list[Crop]:
+        return [Crop(0, 0, np.ones((self.height // 2, self.width // 2), bool))]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        rle = codec.encode(np.asfortranarray(self.dense()[0].astype(np.uint8)))
+        mask = np.zeros((self.height, self.width), np.uint8, order="F")
+        mask[: self.height // 2, : self.width // 2] = 1
+        rle = codec.encode(mask)
         return [
             {
                 "image_id": image_id,
@@ -279,12 +286,8 @@ def test_bench_without_a_source_says_so(model: Path, capsys: pytest.CaptureFixtu
 
 
 def test_bench_times_a_batch_or_says_why_not(
-    model: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from boxseg.runtime import preprocess
-
-    blank = np.zeros((32, 64, 3), np.uint8)
-    monkeypatch.setattr(preprocess, "letterbox", lambda frame, size: (blank, None))
     words = ("--source", folder, "--iters", 2, "--warmup", 0)
     assert _run("bench", model, *words, "--batch", 4) == 0
     assert "engine x 4" in capsys.readouterr().out
