@@ -259,6 +259,7 @@ def describe_machine() -> dict[str, object]:
         "cpu": cpu_name(),
         "architecture": platform.machine(),
         "cores": usable_cores(),
+        "cores_present": os.cpu_count(),
         "memory_gib": None if memory is None else round(memory / 2**30, 1),
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",

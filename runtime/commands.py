@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -166,6 +166,11 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def _cores_text(machine: Mapping[str, object]) -> str:
+    """Say how many cores this process has."""
+    return f"{machine['cores']} of {machine['cores_present']} cores"
 
 
 def _input_text(segmenter: Segmenter) -> str:
@@ -516,10 +521,15 @@ def bench(
         )
         load_ms[str(path)] = (time.perf_counter() - begin) * 1000
     machine = benchmark.describe_machine()
+    batches = {  # first, because an engine may refuse
+        name: _time_batch(segmenter, frames[0], batch, warmup, iters)
+        for name, segmenter in segmenters.items()
+        if batch > 1
+    }
     timings = benchmark.measure(segmenters, frames, warmup=warmup, iters=iters, duration=duration)
     sizes = sorted({f"{frame.shape[0]} x {frame.shape[1]}" for frame in frames})
     shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
-    click.echo(f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}")
+    click.echo(f"{machine['cpu']}, {_cores_text(machine)}, Python {machine['python']}")
     click.echo(f"frames: {text}; {shown} (height x width), {timings[0].rounds} rounds")
     records = []
     for path, timing in zip(models, timings, strict=True):
@@ -542,7 +552,7 @@ def bench(
             "load_ms": load_ms[str(path)],
         }
         if batch > 1:
-            stage = _time_batch(segmenter, frames[0], batch, warmup, iters)
+            stage = batches[str(path)]
             click.echo(_stage_line(f"engine x {batch}", stage))
             click.echo(f"  {1000 * batch / stage.mean:.1f} images per second in the engine alone")
             record["engine_batch"] = {"batch": batch, **asdict(stage)}
@@ -598,8 +608,8 @@ def _bench_notes(timings: list[Timing], machine: dict[str, Any]) -> list[str]:
     notes = []
     if any(timing.detections_most == 0 for timing in timings):
         notes.append("A model found nothing: selecting and drawing masks cost it nothing here.")
-    load, cores = machine["load_before"], machine["cores"]
-    if load is not None and load > BUSY_SHARE * cores:
+    load, cores = machine["load_before"], machine["cores_present"]
+    if load is not None and cores is not None and load > BUSY_SHARE * cores:
         notes.append(
             f"The machine was busy before this began (load {load:.1f} on {cores} cores); "
             "times may be too long."
@@ -650,7 +660,7 @@ def doctor(json_file: Path | None) -> None:
     flags = benchmark.cpu_flags()
     sets = [text for flag, text in INSTRUCTION_SETS if flag in flags]
     click.echo(f"boxseg {__version__}, Python {platform.python_version()} ({sys.executable})")
-    click.echo(f"{machine['system']}, {machine['cpu']}, {machine['cores']} cores")
+    click.echo(f"{machine['system']}, {machine['cpu']}, {_cores_text(machine)}")
     click.echo(f"instruction sets: {', '.join(sets) if sets else 'not reported'}")
 
     fault = _check_native()
