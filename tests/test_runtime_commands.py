@@ -387,3 +387,43 @@ def test_an_engine_that_does_not_load_is_named(
         [],
         "ImportError: openvino.so: undefined symbol",
     )
+
+
+# --- the whole way -------------------------------------------------------------------------------
+
+
+def test_a_run_folder_is_scored_and_timed_in_torch(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch", reason="a model file runs in torch")
+    from boxseg.checkpoint import save_model
+    from boxseg.config import ModelConfig
+    from boxseg.student import Student
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        classes=("star",),
+        category_ids=(3,),
+        backbone="resnet18",
+        fpn_channels=16,
+        tower_channels=16,
+        tower_depth=1,
+        mask_channels=4,
+        mask_branch_channels=16,
+        mask_branch_depth=1,
+        imgsz=(32, 64),
+        candidate_score=0.0,
+    )
+    (tmp_path / "run").mkdir()
+    save_model(tmp_path / "run" / "best.pt", Student(config))
+    assert _run("eval", tmp_path / "run", "--data", folder, "--filled-boxes") == 0
+    assert "torch on cpu, fp32, input 32 x 64" in capsys.readouterr().out
+    words = ("--conf", 0, "--max-det", 3, "--save-json", tmp_path / "found.json")
+    assert _run("predict", tmp_path / "run", folder, "--out", tmp_path / "out", *words) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["annotations"]) == 6
+    assert (tmp_path / "out" / "b.jpg").is_file()
+    capsys.readouterr()
+    best = tmp_path / "run" / "best.pt"
+    assert _run("bench", best, "--source", folder, "--iters", 2, "--batch", 2) == 0
+    assert "engine x 2" in capsys.readouterr().out
