@@ -29,6 +29,7 @@ from boxseg.config import ModelConfig
 from boxseg.errors import BoxSegError, DataError, FileMismatchError
 from boxseg.inference import TorchBackend
 from boxseg.runtime.accuracy import Accuracy, evaluate
+from boxseg.runtime.segmenter import Segmenter
 from boxseg.student import DensePredictions, Student
 from boxseg.train.coco import CocoBoxes
 from boxseg.train.criterion import Criterion, StepContext, build_criterion
@@ -435,6 +436,7 @@ class Engine:
 
     def _loader(self) -> DataLoader[Sample | Unreadable]:
         data = self.recipe.data
+        workers = min(data.workers, len(os.sched_getaffinity(0)))
         sampler = StepSampler(
             len(self.images),
             data.batch_size,
@@ -447,11 +449,11 @@ class Engine:
         return DataLoader(
             KeyedSamples(self.images),
             batch_sampler=cast(Any, sampler),
-            num_workers=data.workers,
+            num_workers=workers,
             collate_fn=collate_readable,
             worker_init_fn=leave_interrupts_to_the_run,
             pin_memory=self.fabric.device.type == "cuda",
-            prefetch_factor=4 if data.workers else None,
+            prefetch_factor=4 if workers else None,
             # a generator of its own: the workers' seeds must not be drawn from the run's
             generator=torch.Generator(),
         )
@@ -675,11 +677,6 @@ class Engine:
         annotation_file = self.settings.data / VALIDATION_JSON
         if not annotation_file.is_file():
             reports.note(f"not validated: there is no {annotation_file}")
-            return
-        try:
-            from boxseg.runtime.segmenter import Segmenter
-        except ImportError:
-            reports.note("not validated: runtime unfinished")
             return
         segmenter = Segmenter(TorchBackend(self.student, str(self.fabric.device)), conf=0.0)
 

@@ -119,7 +119,8 @@ class DataRecipe(_Section):
     batch_size: int = Field(default=16, ge=1)
     """Images per optimizer step, over all devices."""
     workers: int = Field(default=2, ge=0)
-    """Loader processes per device; 0 loads in the training process. Never changes the numbers."""
+    """Loader processes per device, at most one per core; 0 loads in the training process. Never
+    changes the numbers."""
     classes: tuple[str, ...] | None = None
     """Train on these classes only, in this order; null takes all classes of the file."""
 

@@ -1,0 +1,478 @@
+"""The loop: order of data, transfer, freezing, saving, resuming bit for bit, failing well."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+from boxseg.checkpoint import load_model, save_model
+from boxseg.config import ModelConfig
+from boxseg.errors import DataError, FileMismatchError
+from boxseg.student import Student
+from boxseg.train import engine as engine_module
+from boxseg.train.data_order import SampleKey, StepSampler, Unreadable, collate_readable
+from boxseg.train.engine import (
+    Engine,
+    Interrupts,
+    NonFiniteLossError,
+    RunInterruptedError,
+    RunSettings,
+    open_fabric,
+)
+from boxseg.train.recipe import Recipe, parse_recipe
+from boxseg.train.reports import Reports, StepReport
+from boxseg.train.trainer_state import load_trainer_state
+from boxseg.train.transfer import transfer_weights
+
+RECIPE: dict[str, Any] = {
+    "model": {
+        "backbone": "mobilenet_v2",
+        "fpn_channels": 16,
+        "tower_channels": 16,
+        "tower_depth": 1,
+        "mask_channels": 4,
+        "mask_branch_channels": 8,
+        "mask_branch_depth": 1,
+        "imgsz": [64, 96],
+    },
+    "data": {
+        "short_sides": [56, 64],
+        "long_side": 96,
+        "batch_size": 2,
+        "workers": 0,
+    },
+    "schedule": {"max_iters": 6, "lr": 0.01, "warmup_steps": 2},
+    "terms": {
+        "varifocal": {},
+        "giou": {},
+        "centerness": {},
+        "projection": {},
+        "pairwise": {"warmup_steps": 4, "bottom_pixels": 0},
+    },
+}
+
+
+def write_data(folder: Path, *, images: int = 5, masks: bool = False) -> Path:
+    """Write a folder of pictures with two rectangles each, boxes exact."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        content: dict[str, list[dict[str, Any]]] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 3, "name": "red"}, {"id": 8, "name": "blue"}],
+        }
+        for index in range(images):
+            picture = Image.fromarray(generator.integers(90, 130, (64, 96, 3), dtype=np.uint8))
+            pen = ImageDraw.Draw(picture)
+            name = f"{split}{index}.png"
+            for number, (category, colour) in enumerate(((3, (220, 30, 30)), (8, (20, 40, 230)))):
+                x = int(generator.integers(2, 20)) + 46 * number
+                y = int(generator.integers(2, 24))
+                w, h = 24, 36
+                pen.rectangle((x, y, x + w - 1, y + h - 1), fill=colour)
+                entry: dict[str, Any] = {
+                    "id": 2 * index + number + 1,
+                    "image_id": index + 1,
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
+                if masks:
+                    entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+                content["annotations"].append(entry)
+            picture.save(folder / name)
+            content["images"].append(
+                {"id": index + 1, "file_name": name, "height": 64, "width": 96}
+            )
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("engine") / "rectangles")
+
+
+def recipe_with(*overrides: str) -> Recipe:
+    return parse_recipe(RECIPE, overrides)
+
+
+def settings_for(data: Path, out: Path, **changes: Any) -> RunSettings:
+    return replace(RunSettings(data=data, out=out, device="cpu"), **changes)
+
+
+def quiet_reports(engine: Engine, text: io.StringIO | None = None) -> Reports:
+    return Reports(
+        engine.settings.out,
+        first_step=engine.step,
+        last_step=engine.recipe.schedule.max_iters,
+        console=Console(file=text or io.StringIO(), width=300),
+    )
+
+
+def run(recipe: Recipe, settings: RunSettings, *, stop_after: int | None = None) -> Engine:
+    """Run a recipe, with Ctrl-C in the given step if asked."""
+    engine = Engine(recipe, settings)
+    engine.start_folder()
+    reports = quiet_reports(engine)
+    if stop_after is not None:
+        told = reports.step
+
+        def step(report: StepReport) -> None:
+            told(report)
+            if report.step == stop_after:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        reports.step = step  # type: ignore[method-assign]  # presses Ctrl-C
+    engine.fit(reports)
+    return engine
+
+
+# --- the order of the data ------------------------------------------------------------------------
+
+
+def stream(first: int = 0, last: int = 10, **options: int) -> list[list[SampleKey]]:
+    return list(StepSampler(5, 4, seed=3, first_step=first, last_step=last, **options))
+
+
+def test_every_epoch_shows_every_image_once() -> None:
+    keys = [key for batch in stream() for key in batch]
+    # 10 steps of 4 images are 8 epochs of 5
+    for epoch in range(8):
+        assert sorted(key.index for key in keys if key.epoch == epoch) == [0, 1, 2, 3, 4]
+    orders = {tuple(key.index for key in keys if key.epoch == epoch) for epoch in range(8)}
+    assert len(orders) > 1
+
+
+def test_a_stream_started_later_is_the_rest_of_the_stream() -> None:
+    assert stream()[6:] == stream(first=6)
+
+
+def test_two_processes_share_the_batch_of_one() -> None:
+    halves = zip(stream(rank=0, processes=2), stream(rank=1, processes=2), strict=True)
+    assert [left + right for left, right in halves] == stream()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.batch_size must be a multiple of the 3 devices"):
+        stream(rank=0, processes=3)
+
+
+def test_an_unreadable_image_takes_the_place_of_its_batch() -> None:
+    assert collate_readable([Unreadable("a.png: damaged")]) == Unreadable("a.png: damaged")
+
+
+# --- starting from another model ------------------------------------------------------------------
+
+
+def tiny_student(*classes: str, **changes: Any) -> Student:
+    network = dict(RECIPE["model"]) | {"imgsz": (64, 96)} | changes
+    return Student(
+        ModelConfig(classes=classes, category_ids=tuple(range(1, len(classes) + 1)), **network)
+    )
+
+
+def test_classes_are_matched_by_name() -> None:
+    source, target = tiny_student("cat", "dog", "cow"), tiny_student("dog", "owl")
+    before = target.head.class_logits.weight.detach().clone()
+    transfer = transfer_weights(source, target)
+    assert transfer.classes_matched == ("dog",)
+    assert transfer.classes_new == ("owl",)
+    assert transfer.classes_dropped == ("cat", "cow")
+    assert transfer.mismatched == ()
+    weight = target.head.class_logits.weight
+    assert torch.equal(weight[0], source.head.class_logits.weight[1])
+    assert torch.equal(weight[1], before[1])
+    assert torch.equal(target.head.controller.weight, source.head.controller.weight)
+    assert "classes newly initialised: owl" in transfer.lines()
+
+
+def test_tensors_of_another_shape_are_listed_and_kept() -> None:
+    source, target = tiny_student("cat", mask_channels=8), tiny_student("cat")
+    before = target.head.controller.weight.detach().clone()
+    transfer = transfer_weights(source, target)
+    names = [line.split(":")[0] for line in transfer.mismatched]
+    assert "head.controller.weight" in names
+    assert "mask_branch.project.weight" in names
+    assert torch.equal(target.head.controller.weight, before)
+    assert any("head.controller.weight: [" in line for line in transfer.lines())
+
+
+def test_a_run_starts_from_the_weights_it_is_given(data: Path, tmp_path: Path) -> None:
+    source = tiny_student("blue", "green")
+    save_model(tmp_path / "start.pt", source)
+    engine = Engine(
+        recipe_with(), settings_for(data, tmp_path / "run", weights=tmp_path / "start.pt")
+    )
+    assert engine.student.config.classes == ("red", "blue")
+    assert torch.equal(
+        engine.student.head.class_logits.weight[1], source.head.class_logits.weight[0]
+    )
+    text = "\n".join(engine.opening_lines())
+    assert "classes taken over: blue" in text
+    assert "classes newly initialised: red" in text
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def test_frozen_stages_and_batch_norms_stay_as_they_start(data: Path, tmp_path: Path) -> None:
+    engine = Engine(
+        recipe_with(
+            "model.frozen_stages=2",
+            "model.frozen_bn=true",
+            "schedule.max_iters=1",
+            "schedule.warmup_steps=0",
+        ),
+        settings_for(data, tmp_path / "run"),
+    )
+    before = {name: value.clone() for name, value in engine.student.state_dict().items()}
+    engine.start_folder()
+    engine.fit(quiet_reports(engine))
+    after = engine.student.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(
+        name.startswith(("backbone.stages.0.", "backbone.stages.1.")) for name in changed
+    )
+    assert not any(name.startswith("backbone.") and "running" in name for name in changed)
+    assert any(name.startswith("backbone.stages.4.") for name in changed)
+    assert any(name.startswith("mask_branch.") and "running" in name for name in changed)
+
+
+def test_wrong_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"--device must be auto, cpu, cuda or cuda:N, got tpu"):
+        open_fabric("tpu", 1, "32-true")
+    with pytest.raises(ValueError, match=r"--devices must be at least 1, got 0"):
+        open_fabric("cpu", 0, "32-true")
+    with pytest.raises(ValueError, match=r"--precision 16-mixed needs a GPU"):
+        open_fabric("cpu", 1, "16-mixed")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"finds no CUDA GPU here; use --device cpu"):
+            open_fabric("cuda:0", 1, "32-true")
+
+
+def test_backbone_weights_that_are_not_there_are_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(data, tmp_path / "run")
+    monkeypatch.delenv("BOXSEG_DATA", raising=False)
+    with pytest.raises(ValueError, match=r"model\.weights is \$BOXSEG_DATA.*is not set"):
+        Engine(recipe_with("model.weights=$BOXSEG_DATA/weights/x.pth"), settings)
+    with pytest.raises(FileMismatchError, match=r"model\.weights: there is no file /no/x\.pth"):
+        Engine(recipe_with("model.weights=/no/x.pth"), settings)
+    with pytest.raises(ValueError, match=r"model\.weights must be a file or one of IMAGENET1K_V1"):
+        Engine(recipe_with("model.weights=IMAGENET"), settings)
+
+
+def test_unknown_terms_and_classes_are_refused(data: Path, tmp_path: Path) -> None:
+    settings = settings_for(data, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"terms\.prejection is unknown; known terms: focal"):
+        Engine(recipe_with("terms.prejection={}"), settings)
+    with pytest.raises(DataError, match="unknown class 'green'"):
+        Engine(recipe_with("data.classes=[green]"), settings)
+    with pytest.raises(ValueError, match="unknown class 'left'"):
+        Engine(recipe_with("data.flip={left: right}"), settings)
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    whole = run(recipe_with(), settings_for(data, tmp_path / "whole"))
+    with pytest.raises(RunInterruptedError) as stop:
+        run(recipe_with(), settings_for(data, tmp_path / "parts"), stop_after=3)
+    assert stop.value.step == 3
+    rest = run(recipe_with(), settings_for(data, tmp_path / "parts", resume=True))
+    assert whole.step == rest.step == 6
+    ours, theirs = rest.student.state_dict(), whole.student.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    first, second = (
+        load_trainer_state(tmp_path / name / "trainer.pt") for name in ("whole", "parts")
+    )
+    for index, state in first.optimizer["state"].items():
+        assert torch.equal(
+            state["momentum_buffer"], second.optimizer["state"][index]["momentum_buffer"]
+        )
+    assert torch.equal(first.random[0]["torch"], second.random[0]["torch"])
+    assert first.best == second.best
+
+
+def test_loader_processes_do_not_change_the_numbers(data: Path, tmp_path: Path) -> None:
+    here = run(recipe_with("schedule.max_iters=3"), settings_for(data, tmp_path / "a"))
+    there = run(
+        recipe_with("schedule.max_iters=3", "data.workers=2"), settings_for(data, tmp_path / "b")
+    )
+    theirs = there.student.state_dict()
+    assert all(
+        torch.equal(value, theirs[name]) for name, value in here.student.state_dict().items()
+    )
+
+
+def test_the_run_folder_holds_what_is_promised(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    engine = run(recipe_with("validation.every_steps=3"), settings_for(data, out))
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"config.yaml", "last.pt", "trainer.pt", "metrics.csv", "tensorboard"}
+    assert names >= {"best.pt", "curves.png", "predictions.png"}
+    assert not [name for name in names if name.startswith(".") or "tmp" in name]
+    last = load_model(out / "last.pt")
+    assert last.config.classes == ("red", "blue")
+    assert last.config.category_ids == (3, 8)
+    assert engine.is_complete()
+    rows = (out / "metrics.csv").read_text().splitlines()
+    assert sum(",validation," in row for row in rows) == 2
+
+
+def test_a_changed_recipe_or_other_data_cannot_be_resumed(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RunInterruptedError):
+        run(recipe_with(), settings_for(data, out), stop_after=1)
+    with pytest.raises(ValueError, match=r"differs.*schedule\.lr: 0\.01 -> 0\.02; undo that"):
+        Engine(recipe_with("schedule.lr=0.02"), settings_for(data, out, resume=True))
+    other = write_data(tmp_path / "other", images=4)
+    with pytest.raises(ValueError, match=r"is not the data that .* was started with"):
+        Engine(recipe_with(), settings_for(other, out, resume=True))
+    assert Engine(recipe_with("data.workers=1"), settings_for(data, out, resume=True)).step == 1
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(recipe_with(), settings_for(data, tmp_path / "run"))
+    engine.start_folder()
+    with torch.no_grad():
+        engine.student.mask_branch.project.weight.fill_(float("nan"))
+    before = engine.student.head.class_logits.weight.detach().clone()
+    with pytest.raises(NonFiniteLossError, match=r"projection.*step 0.*lower schedule\.lr"):
+        engine.fit(quiet_reports(engine))
+    assert torch.equal(engine.student.head.class_logits.weight, before)
+    saved = torch.load(tmp_path / "run" / "nonfinite_batch.pt", weights_only=True)
+    assert saved["images"].dtype == torch.uint8
+    assert len(saved["boxes"]) == 2
+    assert saved["step"] == 0
+    assert not np.isfinite(saved["losses"]["projection"])
+
+
+def test_an_image_that_goes_bad_during_the_run_is_one_line(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for workers in (0, 1):
+        engine = Engine(
+            recipe_with(f"data.workers={workers}"), settings_for(data, tmp_path / f"run{workers}")
+        )
+        engine.start_folder()
+        file = data / "train2.png"
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=r"train2\.png") as caught:
+            engine.fit(quiet_reports(engine))
+        assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+
+
+def test_images_without_any_box_train_as_background(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", images=4)
+    content = json.loads((data / "train.json").read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == 1]
+    (data / "train.json").write_text(json.dumps(content))
+    engine = run(
+        recipe_with("schedule.max_iters=4", "data.batch_size=1"),
+        settings_for(data, tmp_path / "run"),
+    )
+    assert engine.step == 4
+
+
+def test_gradients_are_clipped_when_asked(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(recipe_with("schedule.clip_norm=1e-6"), settings_for(data, tmp_path / "run"))
+    batch = next(iter(engine._loader()))
+    assert not isinstance(batch, Unreadable)
+    engine.train_on(batch, 0.0)  # type: ignore[arg-type]  # a batch, see above
+    squares = [
+        parameter.grad.square().sum()
+        for parameter in engine.student.parameters()
+        if parameter.grad is not None
+    ]
+    assert float(torch.stack(squares).sum().sqrt()) == pytest.approx(1e-6, rel=1e-2)
+
+
+def test_without_a_validation_file_the_run_still_finishes(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    (data / "val.json").unlink()
+    text = io.StringIO()
+    engine = Engine(recipe_with("schedule.max_iters=1"), settings_for(data, tmp_path / "run"))
+    engine.start_folder()
+    engine.fit(quiet_reports(engine, text))
+    assert "not validated: there is no" in text.getvalue()
+    assert (tmp_path / "run" / "last.pt").is_file()
+    assert not (tmp_path / "run" / "best.pt").exists()
+
+
+def test_masks_are_loaded_only_for_the_recipe_that_is_supervised_by_them(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", masks=True)
+    boxes = Engine(recipe_with(), settings_for(data, tmp_path / "a"))
+    assert boxes.images.sample(0, epoch=0).masks is None
+    masks = recipe_with("terms.projection=null", "terms.pairwise=null", "terms.mask_dice={}")
+    engine = run(masks, settings_for(data, tmp_path / "b"))
+    assert engine.images.sample(0, epoch=0).masks is not None
+
+
+def test_bfloat16_trains_on_a_cpu(data: Path, tmp_path: Path) -> None:
+    engine = run(
+        recipe_with("precision=bf16-mixed", "schedule.max_iters=2"),
+        settings_for(data, tmp_path / "run"),
+    )
+    weights = engine.student.state_dict().values()
+    assert all(value.dtype != torch.bfloat16 for value in weights)
+
+
+def test_a_second_interrupt_is_not_waited_for() -> None:
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interrupt_during_validation_keeps_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*_: Any, progress: Callable[[int, int], None], **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        progress(1, 5)
+
+    recipe = recipe_with("validation.every_steps=2")
+    monkeypatch.setattr(engine_module, "evaluate", evaluate)
+    with pytest.raises(RunInterruptedError) as stop:
+        run(recipe, settings_for(data, tmp_path / "run"))
+    assert stop.value.step == 2
+    monkeypatch.undo()
+    # the validation that was cut short is made up for first
+    engine = run(recipe, settings_for(data, tmp_path / "run", resume=True))
+    assert engine.is_complete()
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows if ",validation," in row] == ["2", "4", "6"]
+
+
+def test_a_small_network_learns_the_boxes(data: Path, tmp_path: Path) -> None:
+    engine = Engine(recipe_with(), settings_for(data, tmp_path / "run"))
+    batch = next(iter(engine._loader()))
+    losses = []
+    for _ in range(40):
+        losses.append(engine.train_on(batch, 0.02)["giou"])  # type: ignore[arg-type]  # a batch
+        engine.step += 1
+    assert losses[-1] < 0.5 * losses[0]
