@@ -286,6 +286,13 @@ def open_fabric(device: str, devices: int, precision: str) -> Fabric:
     )
 
 
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def seed_everything(seed: int) -> None:
     """Seed the generators of Python and torch."""
     random.seed(seed)
@@ -436,7 +443,7 @@ class Engine:
 
     def _loader(self) -> DataLoader[Sample | Unreadable]:
         data = self.recipe.data
-        workers = min(data.workers, len(os.sched_getaffinity(0)))
+        workers = min(data.workers, _cores())
         sampler = StepSampler(
             len(self.images),
             data.batch_size,
