@@ -3,13 +3,15 @@
 #
 #   docs/demo.sh [OUT]      OUT (default: demo) gets scenes, run folder, pictures and reports
 #
-# IMAGES and VAL change how many scenes there are, DEVICE where training runs.
+# IMAGES and VAL change how many scenes there are, DEVICE where training runs, TRAIN_ARGS adds words
+# to its command.
 set -euo pipefail
 
 out=${1:-demo}
 images=${IMAGES:-400}
 validation=${VAL:-80}
 device=${DEVICE:-cpu}
+read -r -a train_args <<<"${TRAIN_ARGS:-}"
 
 step() {
     printf '\n== %s\n' "$*"
@@ -17,13 +19,14 @@ step() {
 
 started=$SECONDS
 mkdir -p "$out"
-rm -rf "$out/scenes" "$out/run" "$out/pictures"
+rm -rf "$out/scenes" "$out/run" "$out/samples" "$out/pictures"
 
 step "1/7 render $images + $validation scenes"
 boxseg data scenes "$out/scenes" --images "$images" --val "$validation" --seed 0
 
 step "2/7 train from boxes alone"
-boxseg train --config scenes_demo --data "$out/scenes" --out "$out/run" --device "$device"
+boxseg train --config scenes_demo --data "$out/scenes" --out "$out/run" --device "$device" \
+    ${train_args[@]+"${train_args[@]}"}
 
 step "3/7 score boxes and masks on held-out scenes"
 boxseg eval "$out/run" --data "$out/scenes" --filled-boxes --per-class --json "$out/eval.json"

@@ -98,7 +98,7 @@ def _torch_device(value: str) -> str:
 
 def _size(size_bytes: float) -> str:
     """Format a size for people."""
-    return f"{size_bytes / 2**20:.1f} MiB"
+    return f"{size_bytes / 1e6:.1f} MB"
 
 
 def _size_on_disk(path: Path) -> int:
@@ -386,7 +386,8 @@ def export(
     rest = left_behind(read_payload(trainer)) if trainer is not None else []
     for part in rest:
         click.echo(
-            f"left behind  {part.part}: {part.tensors} tensors, {part.parameters:,} numbers, "
+            f"left behind  {part.part}: {part.tensors} tensor{'s' if part.tensors > 1 else ''}, "
+            f"{part.parameters:,} numbers, "
             f"{_size(part.size_bytes)}"
         )
     content: dict[str, Any] = {

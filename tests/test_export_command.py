@@ -56,8 +56,8 @@ def test_both_formats_are_written_proven_and_verified_again(
     printed = capsys.readouterr().out
     assert "each is the model's by name, shape and bytes" in printed
     # 5 x 4 float32 of momentum; 7 float16 of a depth head
-    assert "left behind  optimizer: 1 tensors, 20 numbers" in printed
-    assert "left behind  criterion: 1 tensors, 7 numbers" in printed
+    assert "left behind  optimizer: 1 tensor, 20 numbers" in printed
+    assert "left behind  criterion: 1 tensor, 7 numbers" in printed
     assert "1 of 1 images of" in printed
     assert {path.name for path in run_folder.iterdir()} == {
         "best.pt",
