@@ -401,7 +401,7 @@ def test_gradients_are_clipped_when_asked(
     engine = Engine(recipe_with("schedule.clip_norm=1e-6"), settings_for(data, tmp_path / "run"))
     batch = next(iter(engine._loader()))
     assert not isinstance(batch, Unreadable)
-    engine.train_on(batch, 0.0)  # type: ignore[arg-type]  # a batch, see above
+    engine.train_on(batch, 0.0)
     squares = [
         parameter.grad.square().sum()
         for parameter in engine.student.parameters()
@@ -473,6 +473,6 @@ def test_a_small_network_learns_the_boxes(data: Path, tmp_path: Path) -> None:
     batch = next(iter(engine._loader()))
     losses = []
     for _ in range(40):
-        losses.append(engine.train_on(batch, 0.02)["giou"])  # type: ignore[arg-type]  # a batch
+        losses.append(engine.train_on(batch, 0.02)["giou"])
         engine.step += 1
     assert losses[-1] < 0.5 * losses[0]

@@ -21,7 +21,9 @@ from boxseg.train.recipe import (
     recipe_yaml,
 )
 
-MINIMAL = {"terms": {"focal": {}, "giou": {}, "centerness": {}}}
+MINIMAL: dict[str, dict[str, dict[str, float]]] = {
+    "terms": {"focal": {}, "giou": {}, "centerness": {}}
+}
 
 
 @pytest.mark.parametrize("name", known_recipes())

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from rich.console import Console
 
 from boxseg.runtime.accuracy import Accuracy, AveragePrecision
+from boxseg.runtime.detections import Detections
 from boxseg.train.reports import (
     LOG_EVERY,
     MetricsFile,
@@ -161,18 +163,24 @@ def test_curves_of_no_rows_are_an_empty_picture(tmp_path: Path) -> None:
     assert size_of(tmp_path / "curves.png")[0] > 500
 
 
-class OneBox:
-    """Stands for Detections: one box with a filled mask."""
-
-    xyxy = np.array([[2, 3, 12, 13]], dtype=np.float32)
-    scores = np.array([0.9], dtype=np.float32)
-    labels = np.array([0])
-    class_names = ("thing",)
-
-    def dense(self) -> npt.NDArray[np.bool_]:
-        mask = np.zeros((1, 24, 32), dtype=bool)
-        mask[0, 3:13, 2:12] = True
-        return mask
+def one_box(_: npt.NDArray[np.uint8]) -> Detections:
+    """Answer every frame with one filled box."""
+    mask = np.zeros((24, 32), dtype=np.uint8, order="F")
+    mask[3:13, 2:12] = 1
+    score = np.array([0.9], dtype=np.float32)
+    return Detections(
+        xyxy=np.array([[2, 3, 12, 13]], dtype=np.float32),
+        scores=score,
+        labels=np.array([0]),
+        height=24,
+        width=32,
+        counts=(coco_mask.encode(mask)["counts"],),
+        class_names=("thing",),
+        category_ids=(7,),
+        score0=score,
+        mask_scores=score,
+        areas=np.array([100]),
+    )
 
 
 @pytest.mark.parametrize("images", [0, 1, 3, 9])
@@ -188,7 +196,7 @@ def test_predictions_stand_beside_the_truth(tmp_path: Path, images: int) -> None
         "categories": [{"id": 7, "name": "thing"}],
     }
     (tmp_path / "val.json").write_text(json.dumps(content))
-    draw_predictions(lambda _: OneBox(), tmp_path / "val.json", tmp_path, tmp_path / "p.png")  # type: ignore[arg-type, return-value]  # a stand-in
+    draw_predictions(one_box, tmp_path / "val.json", tmp_path, tmp_path / "p.png")
     if images == 0:
         assert not (tmp_path / "p.png").exists()
         return

@@ -1,1 +1,19 @@
-"""Everything that ends with training: data, supervision, the loop."""
+"""Everything that ends with training.
+
+commands.py        boxseg train
+data_commands.py   boxseg data scenes, boxseg data check
+recipe.py          the settings of a run, read from YAML
+scenes.py          rendered scenes with exact boxes, masks and depth
+coco.py            COCO boxes as a data set; masks are dropped at the door
+data_check.py      every defect of an annotation file in one pass
+transforms.py      scale and flip; batches
+data_order.py      which images an optimizer step sees
+assigner.py        which locations learn which object
+affinity.py        which neighbouring pixels look alike
+losses.py          pure functions
+criterion.py       the terms that a recipe lists
+engine.py          the loop: step, validation, saving, resuming
+transfer.py        start from another model
+trainer_state.py   trainer.pt
+reports.py         progress, metrics.csv, TensorBoard, curves and pictures
+"""

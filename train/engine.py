@@ -699,7 +699,7 @@ class Engine:
             progress=heed_interrupts,
         )
         score = validation_score(accuracy, by_masks=self.recipe.uses_masks)
-        improved = score > self.best.score
+        improved = score >= self.best.score  # of equals, the one that trained longer
         if improved:
             self.best = Best(score, self.step)
             save_model(self.settings.out / BEST_FILE, self.student, metadata=self.model_metadata())

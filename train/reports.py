@@ -199,11 +199,11 @@ class Reports:
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(),
-                TextColumn("{task.fields[state]}"),
+                TextColumn("{task.fields[left]}"),
                 console=self._console,
             )
             self._task = self._progress.add_task(
-                "", total=self._last, completed=self._first, state=""
+                "", total=self._last, completed=self._first, left=""
             )
             self._live = Live(
                 Group(self._progress, self._losses), console=self._console, refresh_per_second=4
@@ -238,14 +238,14 @@ class Reports:
         seconds = report.data_seconds + report.step_seconds
         self._pace = seconds if self._pace is None else 0.95 * self._pace + 0.05 * seconds
         losses = "  ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+        left = f"ETA {duration((self._last - report.step) * self._pace)}"
         state = (
             f"epoch {report.epoch:.1f}  lr {report.learning_rate:.2e}  "
-            f"{report.step_seconds:.2f} s/step + {report.data_seconds:.2f} s waiting for data  "
-            f"ETA {duration((self._last - report.step) * self._pace)}"
+            f"{report.step_seconds:.2f} s/step + {report.data_seconds:.2f} s waiting for data"
         )
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=report.step, state=state)
-            self._losses.plain = f"loss {sum(report.losses.values()):.3f}  {losses}"
+            self._progress.update(self._task, completed=report.step, left=left)
+            self._losses.plain = f"{state}\nloss {sum(report.losses.values()):.3f}  {losses}"
         if report.step % LOG_EVERY and report.step != self._last:
             return
         means = self._averages.take()
@@ -256,7 +256,8 @@ class Reports:
                 if name.startswith("loss_")
             )
             self.note(
-                f"step {report.step}/{self._last}  loss {means['loss']:.3f}  {terms}  {state}"
+                f"step {report.step}/{self._last}  loss {means['loss']:.3f}  {terms}  "
+                f"{state}  {left}"
             )
         row: dict[str, Cell] = {
             "step": report.step,
