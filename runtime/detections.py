@@ -6,7 +6,7 @@ pixels. Masks are held as run-length text; every other form is made from it when
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -91,6 +91,10 @@ class Detections:
             mask_scores=self.mask_scores[chosen],
             areas=self.areas[chosen],
         )
+
+    def __iter__(self) -> Iterator[Detections]:
+        """One instance after the other, each as Detections of length 1."""
+        return (self[i] for i in range(len(self)))
 
     @property
     def size(self) -> tuple[int, int]:
