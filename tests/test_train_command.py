@@ -183,6 +183,24 @@ def test_broken_annotations_are_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_validation_file_that_cannot_be_scored_is_refused_before_training(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "reds" / "val.json"
+    whole = file.read_text()
+    for content, message in (
+        ("{", "not JSON"),
+        (whole.replace("2.png", "9.png"), "image 2: there is no file reds/9.png"),
+        (whole.replace('"red"', '"blue"'), "shares no class with train.json: blue; red"),
+    ):
+        file.write_text(content)
+        assert boxseg_train() == 3
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (place / "runs").exists()
+
+
 def test_a_hostile_trainer_state_is_not_executed(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,5 +250,5 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place: Path, number: signal.Signals)
     assert process.returncode == 130, error
     (line,) = [line for line in error.splitlines() if line.startswith("interrupted")]
     assert "continue with: boxseg train --config tiny.yaml --data reds --out stopped" in line
-    assert line.endswith("--resume")
+    assert line.endswith("--device cpu --resume")
     assert "Traceback" not in error

@@ -62,10 +62,17 @@ def choose_folder(out: Path | None, default: Path, *, resume: bool) -> Path:
     return out
 
 
-def _resume_command(config: str, data: Path, out: Path, overrides: tuple[str, ...]) -> str:
+def _resume_command(
+    config: str, data: Path, out: Path, overrides: tuple[str, ...], device: str, devices: int
+) -> str:
+    """Return the command line that continues a run."""
     words = ["boxseg", "train", "--config", config, "--data", str(data), "--out", str(out)]
     for override in overrides:
         words += ["-o", override]
+    if device != "auto":
+        words += ["--device", device]
+    if devices != 1:
+        words += ["--devices", str(devices)]
     return shlex.join([*words, "--resume"])
 
 
@@ -226,9 +233,10 @@ def _run(
         engine.fit(reports)
     except RunInterruptedError as stop:
         if first:
+            again = _resume_command(config, data, folder, overrides, device, devices)
             click.echo(
                 f"interrupted: saved after step {stop.step} of {recipe.schedule.max_iters}; "
-                f"continue with: {_resume_command(config, data, folder, overrides)}",
+                f"continue with: {again}",
                 err=True,
             )
         raise SystemExit(INTERRUPTED) from None

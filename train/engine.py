@@ -8,6 +8,7 @@ between two optimizer steps: whoever stops the run there loses nothing, and the 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import os
 import random
@@ -26,9 +27,9 @@ from torch.utils.data import DataLoader
 
 from boxseg.checkpoint import load_model, model_payload, save_model, write_atomically
 from boxseg.config import ModelConfig
-from boxseg.errors import BoxSegError, DataError, FileMismatchError
+from boxseg.errors import BackendMissingError, BoxSegError, DataError, FileMismatchError
 from boxseg.inference import TorchBackend
-from boxseg.runtime.accuracy import Accuracy, evaluate
+from boxseg.runtime.accuracy import Accuracy, evaluate, load_truth
 from boxseg.runtime.segmenter import Segmenter
 from boxseg.student import DensePredictions, Student
 from boxseg.train.coco import CocoBoxes
@@ -329,6 +330,7 @@ class Engine:
         self.fabric = open_fabric(settings.device, settings.devices, recipe.precision)
         self.fabric.launch()
         self.images = self._open_data()
+        self.validation_file = self._check_validation()
         config = recipe.model.build(self.images.classes, self.images.category_ids)
         seed_everything(recipe.seed)
         self.student = self._build_student(config, start=saved is None)
@@ -386,6 +388,37 @@ class Engine:
             with_masks=self.recipe.uses_masks,
             strict=self.settings.strict,
         )
+
+    def _check_validation(self) -> Path | None:
+        """Find out now, not at the first validation, whether val.json can be scored.
+
+        Returns:
+            The file, or None if there is none.
+
+        Raises:
+            DataError: if it cannot be scored, lists missing images, or shares no class.
+            BackendMissingError: if pycocotools is not installed.
+        """
+        path = self.settings.data / VALIDATION_JSON
+        if not path.is_file():
+            return None
+        if importlib.util.find_spec("pycocotools") is None:
+            raise BackendMissingError(
+                "validation needs pycocotools; pip install boxseg[train], or remove val.json"
+            )
+        truth = load_truth(path)
+        for image in truth.images[: self.recipe.validation.max_images]:
+            if not (self.settings.data / image["file_name"]).is_file():
+                raise DataError(
+                    f"{path}: image {image['id']}: there is no file "
+                    f"{self.settings.data / image['file_name']}"
+                )
+        if not set(truth.categories.values()) & set(self.images.classes):
+            raise DataError(
+                f"{path}: shares no class with {TRAIN_JSON}: "
+                f"{', '.join(truth.categories.values())}; {', '.join(self.images.classes)}"
+            )
+        return path
 
     def _build_student(self, config: ModelConfig, *, start: bool) -> Student:
         """Build the network; backbone weights are read only where a run starts from them."""
@@ -681,9 +714,8 @@ class Engine:
         self.save()
 
     def _score(self, reports: Reports) -> None:
-        annotation_file = self.settings.data / VALIDATION_JSON
-        if not annotation_file.is_file():
-            reports.note(f"not validated: there is no {annotation_file}")
+        if self.validation_file is None:
+            reports.note(f"not validated: there is no {self.settings.data / VALIDATION_JSON}")
             return
         segmenter = Segmenter(TorchBackend(self.student, str(self.fabric.device)), conf=0.0)
 
@@ -693,7 +725,7 @@ class Engine:
 
         accuracy = evaluate(
             segmenter,
-            annotation_file,
+            self.validation_file,
             self.settings.data,
             max_images=self.recipe.validation.max_images,
             progress=heed_interrupts,
@@ -704,7 +736,7 @@ class Engine:
             self.best = Best(score, self.step)
             save_model(self.settings.out / BEST_FILE, self.student, metadata=self.model_metadata())
         reports.validation(self.step, accuracy, score=score, improved=improved)
-        reports.pictures(segmenter, annotation_file, self.settings.data)
+        reports.pictures(segmenter, self.validation_file, self.settings.data)
 
 
 def validation_score(accuracy: Accuracy, *, by_masks: bool) -> float:

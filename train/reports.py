@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -345,9 +347,6 @@ def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         rows: Rows of metrics.csv.
         path: PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = list(dict.fromkeys(column for row in rows for column in row))
     losses = [column for column in columns if column.startswith("loss_")]
     figure = Figure(figsize=(11, 4), layout="constrained")
