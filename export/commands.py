@@ -435,10 +435,11 @@ def verify(
     from boxseg.errors import ParityError
     from boxseg.export.verify import check_metadata, hold
     from boxseg.runtime.backends import open_backend
+    from boxseg.runtime.preprocess import Fit
 
     exported = open_backend(file)
     size = exported.metadata.imgsz
-    if not hasattr(size, "height"):
+    if not isinstance(size, Fit):
         raise FileMismatchError(f"{file} states no fixed input size")
     network = open_network(against, (size.height, size.width), _torch_device(device))
     check_metadata(file, exported.metadata, network.metadata)

@@ -16,6 +16,7 @@ from boxseg import cli
 from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_atomically
 from boxseg.export.commands import left_behind
 from boxseg.runtime import backends
+from boxseg.runtime.preprocess import Fit
 from boxseg.student import Student
 
 
@@ -108,8 +109,7 @@ def test_a_file_that_answers_otherwise_is_quarantined(
 def test_size_and_name_are_as_asked(run_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "robot.onnx"
     assert cli.run(["export", "--imgsz", "64", "96", str(run_folder), "--out", str(out)]) == 0
-    size = backends.open_backend(out).metadata.imgsz
-    assert (size.height, size.width) == (64, 96)
+    assert backends.open_backend(out).metadata.imgsz == Fit(height=64, width=96)
     # The size comes from the file, so verify needs no --imgsz.
     assert cli.run(["verify", str(out), "--against", str(run_folder / "best.pt")]) == 0
 
