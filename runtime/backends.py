@@ -30,14 +30,17 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Name of the engine."""
+        ...
 
     @property
     def device(self) -> str:
         """Where it runs."""
+        ...
 
     @property
     def metadata(self) -> Metadata | Mapping[str, Any]:
         """What the file says about itself."""
+        ...
 
     def run(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
         """Run the graph.
@@ -48,6 +51,7 @@ class Backend(Protocol):
         Returns:
             Outputs by name; the arrays hold until the next run.
         """
+        ...
 
 
 def _first_line(error: BaseException) -> str:
@@ -176,7 +180,9 @@ class OnnxRuntimeBackend:
     def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Run the graph on RGB bytes (B, H, W, 3)."""
         outputs = self._session.run(self._outputs, {self.metadata.input_name: image})
-        return dict(zip(self._outputs, outputs, strict=True))
+        return {
+            name: np.asarray(values) for name, values in zip(self._outputs, outputs, strict=True)
+        }
 
 
 class OpenVinoBackend:
