@@ -69,8 +69,10 @@ class Backbone(nn.Module):
 
 
 def _classifier(name: BackboneName, weights: str | None) -> nn.Module:
+    network: nn.Module
     if weights is None:
-        return torchvision.models.get_model(name, weights=None)
+        network = torchvision.models.get_model(name, weights=None)
+        return network
     path = Path(os.path.expanduser(weights))
     if not path.is_file():
         known = [entry.name for entry in torchvision.models.get_model_weights(name)]
@@ -79,7 +81,8 @@ def _classifier(name: BackboneName, weights: str | None) -> nn.Module:
                 f"model.weights must be a file or one of {', '.join(known)} for {name}, "
                 f"got {weights!r}"
             )
-        return torchvision.models.get_model(name, weights=weights)
+        network = torchvision.models.get_model(name, weights=weights)
+        return network
     network = torchvision.models.get_model(name, weights=None)
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -96,9 +99,7 @@ def _stages(name: BackboneName, network: nn.Module) -> list[nn.Module]:
         blocks = list(network.get_submodule("features").children())
         ends = _MOBILENET_CUTS[name]
         starts = (0, *ends[:-1])
-        return [
-            nn.Sequential(*blocks[start:end]) for start, end in zip(starts, ends, strict=True)
-        ]
+        return [nn.Sequential(*blocks[start:end]) for start, end in zip(starts, ends, strict=True)]
     stem = [network.get_submodule(part) for part in ("conv1", "bn1", "relu", "maxpool")]
     layers = [network.get_submodule(f"layer{number}") for number in range(1, 5)]
     return [nn.Sequential(*stem), *layers]

@@ -98,7 +98,8 @@ def read_payload(path: Path) -> dict[str, Any]:
             f"{path} has format version {payload.get('version')!r}, "
             f"this boxseg reads {FORMAT_VERSION}"
         )
-    return payload
+    checked: dict[str, Any] = payload
+    return checked
 
 
 def model_file(path: Path) -> Path:
@@ -126,9 +127,10 @@ def read_model_payload(path: Path) -> dict[str, Any]:
     file = model_file(path)
     payload = read_payload(file)
     if payload["format"] == TRAINER_FORMAT:
-        payload = payload.get("model")
-        if not isinstance(payload, dict) or payload.get("format") != MODEL_FORMAT:
+        model = payload.get("model")
+        if not isinstance(model, dict) or model.get("format") != MODEL_FORMAT:
             raise FileMismatchError(f"{file} holds no model")
+        return model
     return payload
 
 

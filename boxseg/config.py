@@ -111,9 +111,7 @@ class ModelConfig:
                     f"got {self.imgsz[0]} {self.imgsz[1]}"
                 )
         if self.short_long is not None and not 0 < self.short_long[0] <= self.short_long[1]:
-            raise ValueError(
-                f"model.short_long must be 0 < short <= long, got {self.short_long}"
-            )
+            raise ValueError(f"model.short_long must be 0 < short <= long, got {self.short_long}")
         for name in ("candidate_score", "nms_iou"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:

@@ -18,11 +18,11 @@ from boxseg.train.affinity import (
 VECTORS = np.load(Path(__file__).with_name("vectors.npz"))
 
 
-def reference(name):
+def reference(name: str) -> torch.Tensor:
     return torch.from_numpy(VECTORS[name])
 
 
-def test_white_black_and_red_have_their_known_lab_values():
+def test_white_black_and_red_have_their_known_lab_values() -> None:
     # CIE: white (100, 0, 0), black (0, 0, 0), sRGB red (53.24, 80.09, 67.20)
     rgb = torch.tensor([[255.0, 255, 255], [0, 0, 0], [255, 0, 0]]).T.reshape(3, 1, 3)
     lab = rgb_to_lab(rgb).reshape(3, 3).T
@@ -30,19 +30,19 @@ def test_white_black_and_red_have_their_known_lab_values():
     torch.testing.assert_close(lab, expected, atol=0.02, rtol=0)
 
 
-def test_lab_matches_the_reference():
+def test_lab_matches_the_reference() -> None:
     torch.testing.assert_close(
         rgb_to_lab(reference("colour_rgb_u8")), reference("colour_lab"), atol=2e-4, rtol=1e-5
     )
 
 
-def test_similarity_matches_the_reference():
+def test_similarity_matches_the_reference() -> None:
     lab = rgb_to_lab(reference("colour_rgb_u8"))[None]
     found = colour_similarity(lab, reference("colour_valid")[None] > 0)
     torch.testing.assert_close(found[0], reference("colour_similarity"), atol=1e-4, rtol=1e-4)
 
 
-def test_similarity_of_two_greys_is_known_by_hand():
+def test_similarity_of_two_greys_is_known_by_hand() -> None:
     # L differs by 2 between the columns: exp(-0.5 * 2) = 0.3679; nothing lies across the border
     lab = torch.zeros(1, 3, 1, 3)
     lab[0, 0, 0, 2] = 2
@@ -52,7 +52,7 @@ def test_similarity_of_two_greys_is_known_by_hand():
     assert found.sum().item() == 2 * found[0, right, 0, 0].item()
 
 
-def test_both_ends_of_an_edge_are_told_apart():
+def test_both_ends_of_an_edge_are_told_apart() -> None:
     similarity = torch.zeros(1, 8, 1, 3)
     similarity[0, NEIGHBOURS.index((0, -2)), 0, 2] = 1  # only from the right end to the left
     edges = directed_edges(similarity, 0.5)
@@ -60,13 +60,13 @@ def test_both_ends_of_an_edge_are_told_apart():
     assert edges[1, 0, 0, 0, 0]
 
 
-def test_colour_of_a_cell_is_the_mean_of_its_bytes_rounded_down():
+def test_colour_of_a_cell_is_the_mean_of_its_bytes_rounded_down() -> None:
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     image[0, 0, 0, 0] = 255  # 255 / 16 = 15.94
     assert mean_colour(image)[0, :, 0, 0].tolist() == [15, 0, 0]
 
 
-def test_padding_and_the_removed_strip_are_not_valid():
+def test_padding_and_the_removed_strip_are_not_valid() -> None:
     # content 9 x 6 of 16 x 12: centres at 2, 6, 10, 14 and 2, 6, 10; 4 rows removed leave y < 5
     found = valid_cells(torch.tensor([[9, 6]]), 4, 3, torch.tensor([4.0]))
     assert found[0].int().tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]

@@ -12,13 +12,13 @@ from boxseg.train.losses import centerness
 VECTORS = np.load(Path(__file__).with_name("vectors.npz"))
 
 
-def reference_grid():
+def reference_grid() -> tuple[torch.Tensor, torch.Tensor]:
     height, width = VECTORS["fcos_image_size"].tolist()
     sizes = [(-(-height // s), -(-width // s)) for s in (8, 16, 32, 64, 128)]
     return grid_locations(sizes)
 
 
-def test_positives_match_the_reference():
+def test_positives_match_the_reference() -> None:
     locations, levels = reference_grid()
     boxes = torch.from_numpy(VECTORS["fcos_boxes"])
     classes = torch.from_numpy(VECTORS["fcos_classes"])
@@ -35,7 +35,7 @@ def test_positives_match_the_reference():
     )
 
 
-def test_an_image_without_boxes_has_no_positive_beside_one_that_has():
+def test_an_image_without_boxes_has_no_positive_beside_one_that_has() -> None:
     locations, levels = reference_grid()
     boxes = torch.from_numpy(VECTORS["fcos_boxes"])
     classes = torch.from_numpy(VECTORS["fcos_classes"])
@@ -44,7 +44,7 @@ def test_an_image_without_boxes_has_no_positive_beside_one_that_has():
     assert set(found.image_index.tolist()) == {1}
 
 
-def test_the_smaller_of_two_boxes_wins_a_shared_location():
+def test_the_smaller_of_two_boxes_wins_a_shared_location() -> None:
     locations, levels = grid_locations([(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)])
     boxes = torch.tensor([[0.0, 0, 32, 32], [8, 8, 24, 24]])
     found = assign_fcos(locations, levels, [boxes], [torch.tensor([3, 5])])
@@ -58,7 +58,7 @@ def test_the_smaller_of_two_boxes_wins_a_shared_location():
     assert {place: by_place[place] for place in inner} == dict.fromkeys(inner, 5)
 
 
-def test_each_object_keeps_its_best_positives():
+def test_each_object_keeps_its_best_positives() -> None:
     # 2 objects in image 0 share 4 places (2 each), 1 object in image 1 gets all 4
     image = torch.tensor([0, 0, 0, 0, 1, 1])
     objects = torch.tensor([0, 0, 0, 1, 0, 0])
@@ -67,12 +67,12 @@ def test_each_object_keeps_its_best_positives():
     assert kept.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_every_object_keeps_one_positive_when_there_are_too_many_objects():
+def test_every_object_keeps_one_positive_when_there_are_too_many_objects() -> None:
     image = torch.zeros(4, dtype=torch.long)
     kept = best_per_object(image, torch.tensor([0, 1, 2, 2]), torch.ones(4), images=1, per_image=2)
     assert kept.tolist() == [0, 1, 2]
 
 
-def test_nothing_is_kept_of_nothing():
+def test_nothing_is_kept_of_nothing() -> None:
     empty = torch.zeros(0, dtype=torch.long)
     assert best_per_object(empty, empty, torch.zeros(0), images=2, per_image=64).tolist() == []

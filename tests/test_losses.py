@@ -22,15 +22,17 @@ from boxseg.train.losses import (
 VECTORS = np.load(Path(__file__).with_name("vectors.npz"))
 
 
-def reference(name):
+def reference(name: str) -> torch.Tensor:
     return torch.from_numpy(VECTORS[name])
 
 
-def close(value, expected, tolerance=1e-5):
+def close(value: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
 
 
-def slow_pairwise(logits, box_masks, similarity, threshold):
+def slow_pairwise(
+    logits: torch.Tensor, box_masks: torch.Tensor, similarity: torch.Tensor, threshold: float
+) -> tuple[float, int]:
     """Sum and number over all 8 directed neighbours, with probabilities in float64."""
     count, height, width = logits.shape
     p = logits.double().sigmoid()
@@ -45,54 +47,54 @@ def slow_pairwise(logits, box_masks, similarity, threshold):
                         continue
                     if box_masks[n, y, x] and similarity[k, y, x] >= threshold:
                         same = p[n, y, x] * p[n, v, u] + (1 - p[n, y, x]) * (1 - p[n, v, u])
-                        total -= math.log(same)
+                        total -= math.log(float(same))
                         pairs += 1
     return total, pairs
 
 
-def test_focal_loss_of_an_even_guess_is_known_by_hand():
+def test_focal_loss_of_an_even_guess_is_known_by_hand() -> None:
     # p = 0.5: a positive costs .25 * .25 * ln 2, a negative .75 * .25 * ln 2
     value = focal_loss(torch.zeros(2), torch.tensor([1.0, 0.0]))
     assert value.item() == pytest.approx(0.25 * math.log(2))
 
 
-def test_focal_loss_matches_the_reference():
+def test_focal_loss_matches_the_reference() -> None:
     close(focal_loss(reference("cls_logits"), reference("cls_target")), reference("focal_sum"))
 
 
 @pytest.mark.parametrize(("alpha", "name"), [(0.25, "vfl_sum_alpha25"), (0.75, "vfl_sum_alpha75")])
-def test_varifocal_loss_matches_the_reference(alpha, name):
+def test_varifocal_loss_matches_the_reference(alpha: float, name: str) -> None:
     value = varifocal_loss(reference("cls_logits"), reference("vfl_target"), alpha=alpha)
     close(value, reference(name))
 
 
-def test_distance_iou_of_nested_boxes_is_known_by_hand():
+def test_distance_iou_of_nested_boxes_is_known_by_hand() -> None:
     # areas 4 and 16 around one point, hull 16, union 16: IoU (4 + 1) / (16 + 1), no hull penalty
     iou, giou = distance_iou(torch.ones(1, 4), torch.full((1, 4), 2.0))
     assert iou.item() == pytest.approx(5 / 17)
     assert giou.item() == pytest.approx(5 / 17)
 
 
-def test_distance_iou_matches_the_reference():
+def test_distance_iou_matches_the_reference() -> None:
     iou, giou = distance_iou(reference("ltrb_pred"), reference("ltrb_target"))
     close(iou, reference("ltrb_iou_plus1"))
     close(giou, reference("ltrb_giou_plus1"))
 
 
-def test_centerness_is_one_at_the_centre_and_falls_to_the_side():
+def test_centerness_is_one_at_the_centre_and_falls_to_the_side() -> None:
     # min/max is 1/3 horizontally and 1 vertically: sqrt(1/3)
     value = centerness(torch.tensor([[2.0, 2, 2, 2], [1.0, 2, 3, 2]]))
     close(value, torch.tensor([1.0, math.sqrt(1 / 3)]))
 
 
-def test_dice_is_zero_for_equal_masks_and_one_for_disjoint_ones():
+def test_dice_is_zero_for_equal_masks_and_one_for_disjoint_ones() -> None:
     # half overlap: 1 - 2 * 1 / (2 + 2) = 0.5
     a = torch.tensor([[1.0, 1, 0, 0]])
     values = [dice_loss(a, b).item() for b in (a, 1 - a, torch.tensor([[0.0, 1, 1, 0]]))]
     assert values == pytest.approx([0.0, 1.0, 0.5], abs=1e-5)
 
 
-def test_dice_matches_the_reference():
+def test_dice_matches_the_reference() -> None:
     probability = reference("mask_logits").sigmoid().flatten(1)
     close(
         dice_loss(probability, reference("dice_target").flatten(1)),
@@ -100,12 +102,12 @@ def test_dice_matches_the_reference():
     )
 
 
-def test_projection_matches_the_reference():
+def test_projection_matches_the_reference() -> None:
     value = projection_loss(reference("mask_logits"), reference("box_masks"))
     close(value, reference("projection_per_instance"))
 
 
-def test_pairwise_matches_the_reference():
+def test_pairwise_matches_the_reference() -> None:
     similarity = reference("colour_similarity")[None]
     logits = reference("mask_logits")
     total, pairs = pairwise_loss(
@@ -117,7 +119,7 @@ def test_pairwise_matches_the_reference():
     close(total / pairs, reference("pairwise_loss"))
 
 
-def test_pairwise_equals_a_loop_over_all_directed_neighbours_of_two_images():
+def test_pairwise_equals_a_loop_over_all_directed_neighbours_of_two_images() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = 4 * torch.randn(2, 6, 7, generator=generator)
     boxes = torch.zeros(2, 6, 7)
@@ -134,23 +136,24 @@ def test_pairwise_equals_a_loop_over_all_directed_neighbours_of_two_images():
     assert total.item() == pytest.approx(expected[0][0] + expected[1][0], rel=1e-5)
 
 
-def test_pairwise_stays_finite_for_huge_logits():
+def test_pairwise_stays_finite_for_huge_logits() -> None:
     logits = torch.tensor([300.0, -300.0]).repeat(3)[:5].expand(1, 5, 5).clone().requires_grad_()
     edges = torch.ones(2, 4, 1, 5, 5, dtype=torch.bool)
     total, _ = pairwise_loss(logits, torch.ones(1, 5, 5), edges, torch.zeros(1, dtype=torch.long))
     total.backward()
     assert torch.isfinite(total)
+    assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
 
 
-def test_gradients_are_right_in_double_precision():
+def test_gradients_are_right_in_double_precision() -> None:
     x = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     y = torch.rand(3, 4, dtype=torch.float64) + 0.1
     assert torch.autograd.gradcheck(lambda v: distance_iou(v + 0.05, y)[1], x)
     assert torch.autograd.gradcheck(lambda v: focal_loss(v, (y > 0.6).double()), x)
 
 
-def test_sums_over_nothing_are_zero():
+def test_sums_over_nothing_are_zero() -> None:
     empty = torch.zeros(0, 3)
     assert focal_loss(empty, empty).item() == 0
     assert F.relu(dice_loss(empty, empty)).shape == (0,)

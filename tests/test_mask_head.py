@@ -13,10 +13,11 @@ VECTORS = np.load(Path(__file__).with_name("vectors.npz"))
 
 
 @pytest.mark.parametrize("name", ["head233", "head169"])
-def test_logits_match_the_reference(name):
-    part = {key: torch.from_numpy(VECTORS[f"{name}_{key}"]) for key in (
-        "features", "params", "locations", "levels", "logits"
-    )}
+def test_logits_match_the_reference(name: str) -> None:
+    part = {
+        key: torch.from_numpy(VECTORS[f"{name}_{key}"])
+        for key in ("features", "params", "locations", "levels", "logits")
+    }
     scales = torch.tensor(COORDINATE_SCALES)[part["levels"]]
     found = dynamic_mask_head(
         part["features"], part["params"], part["locations"].float(), scales, (8, 8, 1)
@@ -24,7 +25,7 @@ def test_logits_match_the_reference(name):
     torch.testing.assert_close(found, part["logits"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_one_layer_head_is_a_dot_product_with_coordinates_first():
+def test_a_one_layer_head_is_a_dot_product_with_coordinates_first() -> None:
     # weights (rel x, rel y, feature) = (1, 0, 2), bias 3; location x = 68, scale 64,
     # cell centres x = 4 and 12: rel x = 1 and 0.875
     features = torch.tensor([[[10.0, 20.0]]])
@@ -38,7 +39,7 @@ def test_a_one_layer_head_is_a_dot_product_with_coordinates_first():
     torch.testing.assert_close(found, torch.tensor([[[1 + 20 + 3.0, 0.875 + 40 + 3]]]))
 
 
-def test_no_instance_gives_no_mask():
+def test_no_instance_gives_no_mask() -> None:
     found = dynamic_mask_head(
         torch.zeros(16, 4, 5), torch.zeros(0, 233), torch.zeros(0, 2), torch.zeros(0), (8, 8, 1)
     )
@@ -46,11 +47,11 @@ def test_no_instance_gives_no_mask():
 
 
 @pytest.mark.parametrize(("channels", "parameters"), [(16, 233), (8, 169)])
-def test_config_counts_the_parameters_of_the_papers(channels, parameters):
+def test_config_counts_the_parameters_of_the_papers(channels: int, parameters: int) -> None:
     config = ModelConfig(classes=("a",), category_ids=(1,), mask_channels=channels)
     assert config.mask_head_parameters == parameters
 
 
-def test_a_wrong_number_of_parameters_is_refused():
+def test_a_wrong_number_of_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="got 168 parameters per instance, need 169"):
         split_parameters(torch.zeros(1, 168), 10, (8, 8, 1))

@@ -139,7 +139,7 @@ def projection_loss(mask_logits: Tensor, box_masks: Tensor) -> Tensor:
 def pairwise_loss(
     mask_logits: Tensor, box_masks: Tensor, edges: Tensor, image_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sum of -log P(same label) over the similar pairs that start inside the boxes, and their number.
+    """Sum of -log P(same label) over similar pairs that start inside boxes, and their number.
 
     Source: BoxInst (arXiv:2012.02310), the pairwise term in its "positive pairs only" form. With
     p = sigmoid(z), -log(p_i p_j + (1 - p_i)(1 - p_j)) =
