@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from boxseg.train.data_order import SampleKey, StepSampler, Unreadable, collate_
 from boxseg.train.engine import (
     Engine,
     Interrupts,
+    LoaderError,
     NonFiniteLossError,
     RunInterruptedError,
     RunSettings,
@@ -381,6 +383,23 @@ def test_an_image_that_goes_bad_during_the_run_is_one_line(tmp_path: Path) -> No
             engine.fit(quiet_reports(engine))
         assert "\n" not in str(caught.value)
         file.write_bytes(whole)
+
+
+def test_a_loader_process_that_dies_is_one_line(data: Path, tmp_path: Path) -> None:
+    engine = Engine(
+        recipe_with("data.workers=1", "schedule.max_iters=1000"),
+        settings_for(data, tmp_path / "run"),
+    )
+    engine.start_folder()
+    reports = quiet_reports(engine)
+
+    def step(_: StepReport) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    reports.step = step  # type: ignore[method-assign]  # ends the loader
+    with pytest.raises(LoaderError, match=r"a loader process died after step .*--workers 0"):
+        engine.fit(reports)
 
 
 def test_images_without_any_box_train_as_background(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -239,13 +240,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place: Path, number: signal.Signals)
     command = [sys.executable, "-m", "boxseg.cli", "train", "--config", "tiny.yaml"]
     command += ["--data", "reds", "--device", "cpu", "--out", "stopped"]
     command += ["-o", "schedule.max_iters=100000", "-o", "data.workers=1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
     while not (place / "stopped" / "trainer.pt").is_file():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
+    # as a terminal or a job scheduler does it: to the loader processes as well
+    os.killpg(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     (line,) = [line for line in error.splitlines() if line.startswith("interrupted")]

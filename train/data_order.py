@@ -127,6 +127,10 @@ def collate_readable(samples: Sequence[Sample | Unreadable]) -> Batch | Unreadab
 
 
 def leave_interrupts_to_the_run(_: int) -> None:
-    """Let a loader process live through Ctrl-C: the run finishes its step and ends it."""
+    """Let a loader process live through Ctrl-C and SIGTERM, which reach whole process groups.
+
+    The run finishes its step and then ends its loaders; a loader whose run is gone ends itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

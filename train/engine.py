@@ -72,6 +72,10 @@ class RunInterruptedError(Exception):
         self.step = step
 
 
+class LoaderError(BoxSegError):
+    """A loader process died."""
+
+
 class NonFiniteLossError(BoxSegError):
     """A loss became infinite or no number; the batch was saved."""
 
@@ -510,25 +514,38 @@ class Engine:
         Raises:
             RunInterruptedError: after Ctrl-C or SIGTERM, when the run is saved.
             NonFiniteLossError: if a loss stops being a number.
+            LoaderError: if a loader process dies.
         """
-        last = self.recipe.schedule.max_iters
         with self.interrupts, reports:
             if self.step and self._validation_due() and self.validated_step != self.step:
                 self._validate(reports)
             self._train_mode()
-            batches = iter(self._loader())
-            while self.step < last:
-                self._one_step(batches, reports)
-                if self._asked_to_stop():
-                    self.save()
-                    raise RunInterruptedError(self.step)
-                if self._validation_due():
-                    self.save()
-                    self._validate(reports)
-                    self._train_mode()
-                elif self.epoch_of(self.step) != self.epoch_of(self.step - 1):
-                    self.save()
+            try:
+                self._train(reports)
+            except RuntimeError as error:
+                # torch raises this, without a class of its own, wherever the run just is
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                raise LoaderError(
+                    f"a loader process died after step {self.step} ({error}); memory is the usual "
+                    f"reason: try --workers 0; --resume continues from the last save"
+                ) from error
             reports.finish()
+
+    def _train(self, reports: Reports) -> None:
+        """Make all steps that are left."""
+        batches = iter(self._loader())
+        while self.step < self.recipe.schedule.max_iters:
+            self._one_step(batches, reports)
+            if self._asked_to_stop():
+                self.save()
+                raise RunInterruptedError(self.step)
+            if self._validation_due():
+                self.save()
+                self._validate(reports)
+                self._train_mode()
+            elif self.epoch_of(self.step) != self.epoch_of(self.step - 1):
+                self.save()
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked to stop."""
