@@ -397,7 +397,7 @@ def test_a_loader_process_that_dies_is_one_line(data: Path, tmp_path: Path) -> N
         for child in multiprocessing.active_children():
             child.kill()
 
-    reports.step = step  # type: ignore[method-assign]  # ends the loader
+    reports.step = step  # type: ignore[method-assign, assignment]  # ends the loader
     with pytest.raises(LoaderError, match=r"a loader process died after step .*--workers 0"):
         engine.fit(reports)
 
