@@ -188,7 +188,8 @@ def _validation_message(error: ValueError) -> str:
     if not callable(details):
         return str(error) or type(error).__name__
     parts = []
-    for item in details():
+    items: Any = details()
+    for item in items:
         path = ".".join(str(step) for step in item.get("loc", ()))
         reason = str(item.get("msg", "")).removeprefix("Value error, ")
         shown = item.get("input")

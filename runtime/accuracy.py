@@ -57,6 +57,7 @@ class Answer(Protocol):
 
     def to_coco(self, image_id: int) -> Sequence[Mapping[str, Any]]:
         """Return COCO results with the model's own category ids."""
+        ...
 
 
 Predict = Callable[["NDArray[np.uint8]"], Answer]

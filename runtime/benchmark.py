@@ -35,9 +35,11 @@ class Timed(Protocol):
     @property
     def times_ms(self) -> Mapping[str, float]:
         """Milliseconds per stage."""
+        ...
 
     def __len__(self) -> int:
         """Detections on the frame."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -270,15 +270,15 @@ def predict(
             click.echo(f": {_count_text(names)}, {milliseconds:.1f} ms")
             if save_json is not None:
                 image_id = len(images) + 1
-                images.append(
-                    {
-                        "id": image_id,
-                        "file_name": str(frame.path),
-                        "height": frame.image.shape[0],
-                        "width": frame.image.shape[1],
-                    }
-                    | ({"frame": frame.index} if frame.is_video else {})
-                )
+                picture_entry: dict[str, object] = {
+                    "id": image_id,
+                    "file_name": str(frame.path),
+                    "height": frame.image.shape[0],
+                    "width": frame.image.shape[1],
+                }
+                if frame.is_video:
+                    picture_entry["frame"] = frame.index
+                images.append(picture_entry)
                 for entry in detections.to_coco(image_id):
                     annotations.append(_annotation(entry, len(annotations) + 1))
             if not no_pictures:

@@ -85,7 +85,7 @@ _MIRROR = {"left": "right", "right": "left"}
 def _mirrored_name(name: str) -> str | None:
     """The name with left and right exchanged; None if it holds neither as a word of its own."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[^A-Za-z]+", name)
-    swapped = [_MIRROR.get(word.lower(), word) for word in words]
+    swapped = [_MIRROR.get(word.lower()) or word for word in words]
     if swapped == words:
         return None
     return "".join(swapped)

@@ -240,7 +240,8 @@ def _halves(random: _Random, cloth: _Cloth) -> _Floats:
 def _fade(random: _Random, cloth: _Cloth) -> _Floats:
     """A gradient from tone to tone and back."""
     phase = 0.5 + 0.5 * np.sin(cloth.along / (cloth.cell * 1.5) + random.uniform(0, 6.28))
-    return _blend(cloth.tones[0], cloth.tones[1], phase)
+    # numpy keeps float32 here
+    return _blend(cloth.tones[0], cloth.tones[1], phase)  # pyright: ignore[reportArgumentType]
 
 
 _OBJECT_TEXTURES: tuple[_Texture, ...] = (_stripes, _checks, _spots, _patches, _halves, _fade)
@@ -264,7 +265,8 @@ def _clouds(random: _Random, cloth: _Cloth) -> _Floats:
     noise = 0.7 * _value_noise(random, cloth.along.shape, cloth.cell * 3) + 0.3 * _value_noise(
         random, cloth.along.shape, cloth.cell
     )
-    return _blend(cloth.tones[0], cloth.tones[-1], noise)
+    # numpy keeps float32 here
+    return _blend(cloth.tones[0], cloth.tones[-1], noise)  # pyright: ignore[reportArgumentType]
 
 
 def _planks(random: _Random, cloth: _Cloth) -> _Floats:
