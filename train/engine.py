@@ -526,11 +526,15 @@ class Engine:
                 # torch raises this, without a class of its own, wherever the run just is
                 if not str(error).startswith("DataLoader worker"):
                     raise
-                raise LoaderError(
-                    f"a loader process died after step {self.step} ({error}); memory is the usual "
-                    f"reason: try --workers 0; --resume continues from the last save"
-                ) from error
+                raise self._dead_loader(error) from error
             reports.finish()
+
+    def _dead_loader(self, error: Exception) -> LoaderError:
+        reason = str(error) or type(error).__name__
+        return LoaderError(
+            f"a loader process died after step {self.step} ({reason}); memory is the usual "
+            "reason: try --workers 0; --resume continues from the last save"
+        )
 
     def _train(self, reports: Reports) -> None:
         """Make all steps that are left."""
@@ -564,7 +568,10 @@ class Engine:
 
     def _one_step(self, batches: Iterator[Any], reports: Reports) -> None:
         begin = time.perf_counter()
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except (ConnectionError, EOFError) as error:
+            raise self._dead_loader(error) from error
         if isinstance(batch, Unreadable):
             raise DataError(batch.message)
         loaded = time.perf_counter()
