@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,35 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"BOXSEG_DATA={value} is not a folder")
     return root
+
+
+class _SignalStack(ctypes.Structure):
+    """Linux's stack_t."""
+
+    _fields_ = (
+        ("address", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("size", ctypes.c_size_t),
+    )
+
+
+@pytest.fixture(autouse=True)
+def signal_stack() -> Iterator[None]:
+    """Give the main thread its signal stack back after each test.
+
+    OpenVINO 2026.4, when it fails to read a file, leaves the thread a signal stack that is freed
+    already; the next signal with a handler would then crash the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before, after = _SignalStack(), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    yield
+    libc.sigaltstack(None, ctypes.byref(after))
+    if (before.address, before.flags) != (after.address, after.flags):
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 @pytest.fixture(scope="session")
