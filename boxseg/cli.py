@@ -45,6 +45,12 @@ COMMANDS: dict[str, LazyCommand] = {
     "train": LazyCommand(
         "boxseg.train.commands", "train", "Train a network from boxes by a recipe.", "train"
     ),
+    "bench-step": LazyCommand(
+        "boxseg.train.step_benchmark",
+        "bench_step",
+        "Time a training step beside torchvision's FCOS.",
+        "train",
+    ),
     "eval": LazyCommand(
         "boxseg.runtime.commands", "evaluate", "Score a file on a COCO data set.", "eval"
     ),
