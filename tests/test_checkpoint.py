@@ -1,0 +1,118 @@
+"""Model files: what comes back, and what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from boxseg.checkpoint import load_model, model_payload, save_model, write_atomically
+from boxseg.config import ModelConfig
+from boxseg.errors import FileMismatchError
+from boxseg.student import Student
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Student(
+        ModelConfig(
+            classes=("a",),
+            category_ids=(4,),
+            backbone="resnet18",
+            fpn_channels=8,
+            tower_channels=8,
+            tower_depth=1,
+            mask_branch_channels=8,
+            mask_branch_depth=0,
+        )
+    )
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch hostile",))
+
+
+def test_weights_and_config_come_back(student, tmp_path):
+    save_model(tmp_path / "best.pt", student, metadata={"step": 3})
+    loaded = load_model(tmp_path)
+    assert loaded.config == student.config
+    assert not loaded.training
+    for name, value in student.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_a_run_folder_without_best_gives_last(student, tmp_path):
+    save_model(tmp_path / "last.pt", student)
+    assert load_model(tmp_path).config == student.config
+
+
+def test_a_trainer_file_gives_its_model(student, tmp_path):
+    write_atomically(
+        tmp_path / "trainer.pt",
+        {"format": "boxseg-trainer", "version": 1, "model": model_payload(student)},
+    )
+    assert load_model(tmp_path / "trainer.pt").config == student.config
+
+
+def test_a_hostile_file_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": Payload()}, tmp_path / "best.pt")
+    with pytest.raises(FileMismatchError, match="holds more than tensors and plain values"):
+        load_model(tmp_path / "best.pt")
+    assert not Path("hostile").exists()
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ({"model": {}}, "is not a boxseg model file"),
+        ({"format": "boxseg-model", "version": 9}, "has format version 9, this boxseg reads 1"),
+        ({"format": "boxseg-model", "version": 1}, "config and weights do not fit"),
+        ({"format": "boxseg-trainer", "version": 1}, "holds no model"),
+        ([1, 2], "is not a boxseg model file"),
+    ],
+)
+def test_a_foreign_file_is_refused(payload, message, tmp_path):
+    torch.save(payload, tmp_path / "best.pt")
+    with pytest.raises(FileMismatchError, match=message):
+        load_model(tmp_path / "best.pt")
+
+
+def test_weights_of_another_network_are_refused(student, tmp_path):
+    payload = model_payload(student)
+    payload["state_dict"].pop("head.level_scales")
+    torch.save(payload, tmp_path / "best.pt")
+    with pytest.raises(FileMismatchError, match="config and weights do not fit"):
+        load_model(tmp_path / "best.pt")
+
+
+def test_truncated_empty_and_missing_files_are_refused(student, tmp_path):
+    file = tmp_path / "best.pt"
+    save_model(file, student)
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(FileMismatchError, match="is damaged or not a model file"):
+        load_model(file)
+    file.write_bytes(b"")
+    with pytest.raises(FileMismatchError, match="is damaged or not a model file"):
+        load_model(file)
+    with pytest.raises(FileMismatchError, match="does not exist"):
+        load_model(tmp_path / "none.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileMismatchError, match=r"holds neither best\.pt nor last\.pt"):
+        load_model(tmp_path / "empty")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(student, tmp_path, monkeypatch):
+    file = tmp_path / "last.pt"
+    save_model(file, student)
+    before = file.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(file, student)
+    assert file.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]

@@ -1,0 +1,141 @@
+"""Terms: what a recipe may list, and what the loss does on small cases."""
+
+import re
+
+import pytest
+import torch
+
+from boxseg.config import ModelConfig
+from boxseg.student import Student
+from boxseg.train.criterion import StepContext, build_criterion
+from boxseg.train.transforms import Batch
+
+BOX_TERMS = {name: {} for name in ("focal", "giou", "centerness", "projection")}
+ALL_TERMS = {**BOX_TERMS, "pairwise": {"warmup_steps": 10, "bottom_pixels": 0}}
+
+
+@pytest.fixture(scope="module")
+def student():
+    torch.manual_seed(0)
+    return Student(
+        ModelConfig(
+            classes=("a", "b"),
+            category_ids=(1, 2),
+            backbone="resnet18",
+            fpn_channels=16,
+            tower_channels=16,
+            tower_depth=1,
+            mask_branch_channels=8,
+            mask_branch_depth=1,
+        )
+    )
+
+
+def batch_of(boxes, masks=None):
+    count = len(boxes)
+    generator = torch.Generator().manual_seed(1)
+    return Batch(
+        images=torch.randint(0, 256, (count, 3, 64, 96), dtype=torch.uint8, generator=generator),
+        sizes=torch.tensor([[64, 96]] * count),
+        original_sizes=torch.tensor([[64, 96]] * count),
+        boxes=[torch.tensor(rows, dtype=torch.float32).view(-1, 4) for rows in boxes],
+        labels=[torch.arange(len(rows)) % 2 for rows in boxes],
+        masks=masks,
+        depth=None,
+        image_ids=tuple(range(count)),
+        file_names=tuple(str(index) for index in range(count)),
+    )
+
+
+BOXES = [[[8, 8, 56, 40]], [[0, 0, 30, 30], [40, 10, 90, 60]]]
+
+
+def losses(student, terms, batch, step=100):
+    predictions = student(batch.images)
+    criterion = build_criterion(terms)
+    return criterion(StepContext(student, predictions, batch, step))
+
+
+def test_every_listed_term_is_a_finite_positive_scalar(student):
+    found = losses(student, ALL_TERMS, batch_of(BOXES))
+    assert list(found) == list(ALL_TERMS)
+    assert all(value.shape == () and value.item() > 0 for value in found.values())
+
+
+def test_a_batch_without_boxes_touches_every_parameter(student):
+    found = losses(student, ALL_TERMS, batch_of([[], []]))
+    student.zero_grad()
+    sum(found.values()).backward()
+    missing = [name for name, value in student.named_parameters() if value.grad is None]
+    assert missing == []
+    assert found["giou"].item() == found["projection"].item() == found["pairwise"].item() == 0
+
+
+def test_weights_scale_and_the_pairwise_term_warms_up_by_steps(student):
+    batch = batch_of(BOXES)
+    student.eval()
+    full = losses(student, ALL_TERMS, batch, step=10)
+    half = losses(student, ALL_TERMS, batch, step=5)
+    double = losses(student, {**ALL_TERMS, "giou": {"weight": 2}}, batch, step=0)
+    student.train()
+    torch.testing.assert_close(half["pairwise"], full["pairwise"] / 2)
+    torch.testing.assert_close(double["giou"], 2 * full["giou"])
+    assert double["pairwise"].item() == 0
+
+
+def test_the_loss_does_not_depend_on_the_order_of_the_boxes(student):
+    student.eval()
+    first = losses(student, BOX_TERMS, batch_of([[[0, 0, 30, 30], [40, 10, 90, 60]]]))
+    turned = batch_of([[[40, 10, 90, 60], [0, 0, 30, 30]]])
+    turned.labels[0] = torch.tensor([1, 0])
+    second = losses(student, BOX_TERMS, turned)
+    student.train()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name])
+
+
+def test_true_masks_are_asked_for_only_by_the_supervised_term(student):
+    batch = batch_of(BOXES)
+    terms = {**BOX_TERMS, "mask_dice": {}}
+    with pytest.raises(ValueError, match=r"terms\.mask_dice needs data with masks"):
+        losses(student, terms, batch)
+    masks = [torch.ones(len(rows), 16, 24) for rows in BOXES]
+    assert 0 < losses(student, terms, batch_of(BOXES, masks))["mask_dice"].item() <= 1
+    assert build_criterion(terms).needs_masks
+    assert not build_criterion(ALL_TERMS).needs_masks
+
+
+def test_masks_reach_the_positives_of_their_own_object(student):
+    # two objects in the second image with distinct masks; the first image has one
+    masks = [torch.full((len(rows), 16, 24), 0.0) for rows in BOXES]
+    masks[0][0] += 1
+    masks[1][0] += 2
+    masks[1][1] += 3
+    batch = batch_of(BOXES, masks)
+    context = StepContext(student, student(batch.images), batch, 0)
+    values = context.of_objects(batch.masks)[:, 0, 0]
+    boxes = context.object_boxes
+    expected = {8.0: 1.0, 0.0: 2.0, 40.0: 3.0}
+    assert len(values) > 3
+    assert values.tolist() == [expected[box[0].item()] for box in boxes]
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({}, "terms is empty"),
+        ({"giou": {}}, "terms must list focal or varifocal, exactly one"),
+        ({"focal": {}, "varifocal": {}}, "exactly one"),
+        ({"focal": {}, "dice": {}}, "terms.dice is unknown; known terms: focal"),
+        ({"focal": {"alfa": 1}}, "terms.focal.alfa is unknown; known options: weight"),
+        ({"focal": {"alpha": -1}}, "terms.focal.alpha must be a number of at least 0, got -1"),
+        ({"focal": {"alpha": "x"}}, "terms.focal.alpha must be a number of at least 0, got 'x'"),
+        (
+            {"focal": {}, "pairwise": {"warmup_steps": 1.5}},
+            "terms.pairwise.warmup_steps must be a whole number, got 1.5",
+        ),
+    ],
+)
+def test_a_wrong_term_is_refused_with_its_path(terms, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_criterion(terms)

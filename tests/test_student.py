@@ -1,0 +1,137 @@
+"""The deployed network: shapes, geometry and that every parameter is used."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from boxseg.backbone import Backbone
+from boxseg.config import BackboneName, ModelConfig
+from boxseg.errors import FileMismatchError
+from boxseg.mask_head import COORDINATE_SCALES, dynamic_mask_head
+from boxseg.student import PIXEL_MEAN, Student, grid_locations
+
+
+def small(**changes):
+    values = {
+        "classes": ("a", "b", "c"),
+        "category_ids": (1, 2, 3),
+        "backbone": "resnet18",
+        "fpn_channels": 16,
+        "tower_channels": 16,
+        "tower_depth": 1,
+        "mask_channels": 4,
+        "mask_branch_channels": 8,
+        "mask_branch_depth": 1,
+    }
+    return Student(ModelConfig(**{**values, **changes}))
+
+
+@pytest.mark.parametrize("name", get_args(BackboneName))
+def test_every_backbone_gives_a_pyramid_of_strides_8_to_128(name):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        levels = Backbone(name, 8).eval()(torch.zeros(1, 3, 64, 96))
+    sizes = [tuple(level.shape[1:]) for level in levels]
+    assert sizes == [(8, 8, 12), (8, 4, 6), (8, 2, 3), (8, 1, 2), (8, 1, 1)]
+
+
+def test_predictions_have_the_shapes_of_the_contract():
+    student = small().eval()
+    with torch.no_grad():
+        found = student(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
+    locations = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1
+    parameters = 6 * 8 + 8 * 8 + 8 + 8 + 8 + 1
+    assert found.class_logits.shape == (2, locations, 3)
+    assert found.quality_logits.shape == (2, locations)
+    assert found.boxes.shape == (2, locations, 4)
+    assert found.parameters.shape == (2, parameters, locations)
+    assert found.mask_features.shape == (2, 4, 8, 12)
+    assert found.levels.bincount().tolist() == [96, 24, 6, 2, 1]
+
+
+def test_boxes_lie_around_their_locations_in_strides():
+    student = small().eval()
+    with torch.no_grad():
+        found = student(torch.rand(1, 3, 64, 64) * 255)
+    strides = torch.tensor([8.0, 16, 32, 64, 128])[found.levels][:, None]
+    left_top = found.locations - found.distances[0, :, :2] * strides
+    torch.testing.assert_close(found.boxes[0, :, :2], left_top)
+    assert (found.distances >= 0).all()
+
+
+def test_cell_centres_follow_the_stride():
+    locations, levels = grid_locations([(1, 2), (1, 1), (1, 1), (1, 1), (1, 1)])
+    assert locations.tolist() == [[4, 4], [12, 4], [8, 8], [16, 16], [32, 32], [64, 64]]
+    assert levels.tolist() == [0, 0, 1, 2, 3, 4]
+
+
+def test_every_parameter_is_used_on_every_frame():
+    student = small().eval()
+    found = student(torch.rand(1, 3, 128, 128) * 255)
+    masks = student.masks_at(found, torch.zeros(1, dtype=torch.long), torch.tensor([3]))
+    total = found.class_logits.sum() + found.quality_logits.sum() + found.boxes.sum()
+    (total + masks.sum()).backward()
+    assert [name for name, value in student.named_parameters() if value.grad is None] == []
+
+
+def test_bytes_and_floats_give_the_same_answer_and_the_mean_colour_is_zero():
+    student = small().eval()
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(student(image).boxes, student(image.float()).boxes)
+        mean = torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+        inside = []
+        student.backbone.register_forward_pre_hook(lambda _, given: inside.append(given[0]))
+        student(mean)
+    assert inside[0].abs().max() == 0
+
+
+def test_a_size_that_is_no_multiple_of_32_is_refused():
+    with pytest.raises(ValueError, match="image sides must be multiples of 32, got 64 100"):
+        small()(torch.zeros(1, 3, 64, 100))
+
+
+def test_masks_of_several_images_are_those_of_each_image_alone():
+    student = small().eval()
+    with torch.no_grad():
+        found = student(torch.rand(2, 3, 64, 64) * 255)
+        together = student.masks_at(found, torch.tensor([0, 1, 1]), torch.tensor([5, 0, 70]))
+        scale = torch.tensor(COORDINATE_SCALES)
+        for row, (image, place) in enumerate(((0, 5), (1, 0), (1, 70))):
+            alone = dynamic_mask_head(
+                found.mask_features[image],
+                found.parameters[image, :, place][None],
+                found.locations[place][None],
+                scale[found.levels[place]][None],
+                (8, 8, 1),
+            )
+            torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_no_instance_has_no_mask_and_keeps_the_gradient_whole():
+    student = small()
+    found = student(torch.rand(2, 3, 64, 64) * 255)
+    none = torch.zeros(0, dtype=torch.long)
+    masks = student.masks_at(found, none, none)
+    assert masks.shape == (0, 8, 8)
+
+
+def test_a_backbone_starts_from_a_file(tmp_path):
+    import torchvision
+
+    network = torchvision.models.resnet18()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    backbone = Backbone("resnet18", 8, str(tmp_path / "weights.pth"))
+    assert torch.equal(backbone.stages[1][0].conv1.weight, network.layer1[0].conv1.weight)
+
+
+def test_a_file_of_another_network_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(FileMismatchError, match="is not a state_dict of torchvision's resnet18"):
+        Backbone("resnet18", 8, str(tmp_path / "weights.pth"))
+
+
+def test_an_unknown_weight_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="must be a file or one of IMAGENET1K_V1 for resnet18"):
+        Backbone("resnet18", 8, "IMAGENET")
