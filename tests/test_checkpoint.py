@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from boxseg.student import Student
 
 
 @pytest.fixture(scope="module")
-def student():
+def student() -> Student:
     return Student(
         ModelConfig(
             classes=("a",),
@@ -29,11 +30,11 @@ def student():
 
 
 class Payload:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (os.system, ("touch hostile",))
 
 
-def test_weights_and_config_come_back(student, tmp_path):
+def test_weights_and_config_come_back(student: Student, tmp_path: Path) -> None:
     save_model(tmp_path / "best.pt", student, metadata={"step": 3})
     loaded = load_model(tmp_path)
     assert loaded.config == student.config
@@ -42,12 +43,12 @@ def test_weights_and_config_come_back(student, tmp_path):
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_a_run_folder_without_best_gives_last(student, tmp_path):
+def test_a_run_folder_without_best_gives_last(student: Student, tmp_path: Path) -> None:
     save_model(tmp_path / "last.pt", student)
     assert load_model(tmp_path).config == student.config
 
 
-def test_a_trainer_file_gives_its_model(student, tmp_path):
+def test_a_trainer_file_gives_its_model(student: Student, tmp_path: Path) -> None:
     write_atomically(
         tmp_path / "trainer.pt",
         {"format": "boxseg-trainer", "version": 1, "model": model_payload(student)},
@@ -55,7 +56,9 @@ def test_a_trainer_file_gives_its_model(student, tmp_path):
     assert load_model(tmp_path / "trainer.pt").config == student.config
 
 
-def test_a_hostile_file_is_refused_and_not_run(tmp_path, monkeypatch):
+def test_a_hostile_file_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"format": Payload()}, tmp_path / "best.pt")
     with pytest.raises(FileMismatchError, match="holds more than tensors and plain values"):
@@ -73,13 +76,13 @@ def test_a_hostile_file_is_refused_and_not_run(tmp_path, monkeypatch):
         ([1, 2], "is not a boxseg model file"),
     ],
 )
-def test_a_foreign_file_is_refused(payload, message, tmp_path):
+def test_a_foreign_file_is_refused(payload: Any, message: str, tmp_path: Path) -> None:
     torch.save(payload, tmp_path / "best.pt")
     with pytest.raises(FileMismatchError, match=message):
         load_model(tmp_path / "best.pt")
 
 
-def test_weights_of_another_network_are_refused(student, tmp_path):
+def test_weights_of_another_network_are_refused(student: Student, tmp_path: Path) -> None:
     payload = model_payload(student)
     payload["state_dict"].pop("head.level_scales")
     torch.save(payload, tmp_path / "best.pt")
@@ -87,7 +90,7 @@ def test_weights_of_another_network_are_refused(student, tmp_path):
         load_model(tmp_path / "best.pt")
 
 
-def test_truncated_empty_and_missing_files_are_refused(student, tmp_path):
+def test_truncated_empty_and_missing_files_are_refused(student: Student, tmp_path: Path) -> None:
     file = tmp_path / "best.pt"
     save_model(file, student)
     file.write_bytes(file.read_bytes()[:5000])
@@ -103,12 +106,14 @@ def test_truncated_empty_and_missing_files_are_refused(student, tmp_path):
         load_model(tmp_path / "empty")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_litter(student, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_litter(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "last.pt"
     save_model(file, student)
     before = file.read_bytes()
 
-    def full(*_, **__):
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

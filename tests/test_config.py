@@ -1,13 +1,14 @@
 """Contradictions in a network's config are refused with the option's path."""
 
 import re
+from typing import Any
 
 import pytest
 
 from boxseg.config import ModelConfig
 
 
-def config(**changes):
+def config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{"classes": ("a", "b"), "category_ids": (3, 7), **changes})
 
 
@@ -27,21 +28,21 @@ def config(**changes):
         ({"nms_iou": 1.5}, "model.nms_iou must be in [0, 1], got 1.5"),
     ],
 )
-def test_nonsense_is_refused(changes, message):
+def test_nonsense_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         config(**changes)
 
 
-def test_a_config_survives_json_types():
+def test_a_config_survives_json_types() -> None:
     original = config(imgsz=(320, 640), short_long=(320, 640))
     assert ModelConfig.from_dict(original.to_dict()) == original
 
 
-def test_an_unknown_key_is_named():
+def test_an_unknown_key_is_named() -> None:
     with pytest.raises(ValueError, match="model has unknown keys depth; known: "):
         ModelConfig.from_dict({**config().to_dict(), "depth": 3})
 
 
-def test_one_dynamic_layer_is_a_dot_product():
+def test_one_dynamic_layer_is_a_dot_product() -> None:
     # 16 features and 2 coordinates to 1 logit, and a bias
     assert config(mask_head_layers=1).mask_head_parameters == 19

@@ -1,6 +1,7 @@
 """Terms: what a recipe may list, and what the loss does on small cases."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,17 @@ from boxseg.student import Student
 from boxseg.train.criterion import StepContext, build_criterion
 from boxseg.train.transforms import Batch
 
-BOX_TERMS = {name: {} for name in ("focal", "giou", "centerness", "projection")}
-ALL_TERMS = {**BOX_TERMS, "pairwise": {"warmup_steps": 10, "bottom_pixels": 0}}
+BOX_TERMS: dict[str, dict[str, Any]] = {
+    name: {} for name in ("focal", "giou", "centerness", "projection")
+}
+ALL_TERMS: dict[str, dict[str, Any]] = {
+    **BOX_TERMS,
+    "pairwise": {"warmup_steps": 10, "bottom_pixels": 0},
+}
 
 
 @pytest.fixture(scope="module")
-def student():
+def student() -> Student:
     torch.manual_seed(0)
     return Student(
         ModelConfig(
@@ -31,7 +37,7 @@ def student():
     )
 
 
-def batch_of(boxes, masks=None):
+def batch_of(boxes: list[list[list[float]]], masks: list[torch.Tensor] | None = None) -> Batch:
     count = len(boxes)
     generator = torch.Generator().manual_seed(1)
     return Batch(
@@ -47,31 +53,34 @@ def batch_of(boxes, masks=None):
     )
 
 
-BOXES = [[[8, 8, 56, 40]], [[0, 0, 30, 30], [40, 10, 90, 60]]]
+BOXES: list[list[list[float]]] = [[[8, 8, 56, 40]], [[0, 0, 30, 30], [40, 10, 90, 60]]]
 
 
-def losses(student, terms, batch, step=100):
+def losses(
+    student: Student, terms: dict[str, Any], batch: Batch, step: int = 100
+) -> dict[str, torch.Tensor]:
     predictions = student(batch.images)
     criterion = build_criterion(terms)
-    return criterion(StepContext(student, predictions, batch, step))
+    found: dict[str, torch.Tensor] = criterion(StepContext(student, predictions, batch, step))
+    return found
 
 
-def test_every_listed_term_is_a_finite_positive_scalar(student):
+def test_every_listed_term_is_a_finite_positive_scalar(student: Student) -> None:
     found = losses(student, ALL_TERMS, batch_of(BOXES))
     assert list(found) == list(ALL_TERMS)
     assert all(value.shape == () and value.item() > 0 for value in found.values())
 
 
-def test_a_batch_without_boxes_touches_every_parameter(student):
+def test_a_batch_without_boxes_touches_every_parameter(student: Student) -> None:
     found = losses(student, ALL_TERMS, batch_of([[], []]))
     student.zero_grad()
-    sum(found.values()).backward()
+    torch.stack(list(found.values())).sum().backward()
     missing = [name for name, value in student.named_parameters() if value.grad is None]
     assert missing == []
     assert found["giou"].item() == found["projection"].item() == found["pairwise"].item() == 0
 
 
-def test_weights_scale_and_the_pairwise_term_warms_up_by_steps(student):
+def test_weights_scale_and_the_pairwise_term_warms_up_by_steps(student: Student) -> None:
     batch = batch_of(BOXES)
     student.eval()
     full = losses(student, ALL_TERMS, batch, step=10)
@@ -83,7 +92,7 @@ def test_weights_scale_and_the_pairwise_term_warms_up_by_steps(student):
     assert double["pairwise"].item() == 0
 
 
-def test_the_loss_does_not_depend_on_the_order_of_the_boxes(student):
+def test_the_loss_does_not_depend_on_the_order_of_the_boxes(student: Student) -> None:
     student.eval()
     first = losses(student, BOX_TERMS, batch_of([[[0, 0, 30, 30], [40, 10, 90, 60]]]))
     turned = batch_of([[[40, 10, 90, 60], [0, 0, 30, 30]]])
@@ -94,7 +103,7 @@ def test_the_loss_does_not_depend_on_the_order_of_the_boxes(student):
         torch.testing.assert_close(value, second[name])
 
 
-def test_true_masks_are_asked_for_only_by_the_supervised_term(student):
+def test_true_masks_are_asked_for_only_by_the_supervised_term(student: Student) -> None:
     batch = batch_of(BOXES)
     terms = {**BOX_TERMS, "mask_dice": {}}
     with pytest.raises(ValueError, match=r"terms\.mask_dice needs data with masks"):
@@ -105,7 +114,7 @@ def test_true_masks_are_asked_for_only_by_the_supervised_term(student):
     assert not build_criterion(ALL_TERMS).needs_masks
 
 
-def test_masks_reach_the_positives_of_their_own_object(student):
+def test_masks_reach_the_positives_of_their_own_object(student: Student) -> None:
     # two objects in the second image with distinct masks; the first image has one
     masks = [torch.full((len(rows), 16, 24), 0.0) for rows in BOXES]
     masks[0][0] += 1
@@ -113,7 +122,7 @@ def test_masks_reach_the_positives_of_their_own_object(student):
     masks[1][1] += 3
     batch = batch_of(BOXES, masks)
     context = StepContext(student, student(batch.images), batch, 0)
-    values = context.of_objects(batch.masks)[:, 0, 0]
+    values = context.of_objects(masks)[:, 0, 0]
     boxes = context.object_boxes
     expected = {8.0: 1.0, 0.0: 2.0, 40.0: 3.0}
     assert len(values) > 3
@@ -136,6 +145,6 @@ def test_masks_reach_the_positives_of_their_own_object(student):
         ),
     ],
 )
-def test_a_wrong_term_is_refused_with_its_path(terms, message):
+def test_a_wrong_term_is_refused_with_its_path(terms: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build_criterion(terms)

@@ -1,6 +1,7 @@
 """The step benchmark times real steps and reports what it timed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,13 +24,13 @@ SMALL = (
 
 
 @pytest.fixture
-def scenes(tmp_path):
+def scenes(tmp_path: Path) -> Path:
     folder = tmp_path / "scenes"
     list(write_scenes(folder, images=3, seed=0, val_images=1, size=(96, 128)))
     return folder
 
 
-def test_both_networks_take_real_steps_in_turns(scenes, tmp_path):
+def test_both_networks_take_real_steps_in_turns(scenes: Path, tmp_path: Path) -> None:
     recipe = read_recipe(find_recipe("scenes_demo"), SMALL)
     engine = Engine(recipe, RunSettings(data=scenes, out=tmp_path / "run", device="cpu"))
     before = engine.student.head.controller.weight.detach().clone()
@@ -41,7 +42,9 @@ def test_both_networks_take_real_steps_in_turns(scenes, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_ratio_is_that_of_the_medians(scenes, tmp_path, capsys):
+def test_the_ratio_is_that_of_the_medians(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["bench-step", "--config", "scenes_demo", "--data", str(scenes), "--device", "cpu"]
     words += ["--iters", "3", "--warmup", "0", "--json", str(tmp_path / "steps.json")]
     for override in SMALL:
@@ -54,5 +57,5 @@ def test_the_ratio_is_that_of_the_medians(scenes, tmp_path, capsys):
     assert "ratio of the medians" in capsys.readouterr().out
 
 
-def test_the_median_ignores_one_slow_round():
+def test_the_median_ignores_one_slow_round() -> None:
     assert StepTimes("any", [1.0, 9.0, 2.0]).median == 2.0
