@@ -207,7 +207,7 @@ def _picture_path(folder: Path, frame: Frame, taken: set[Path]) -> Path:
 @click.option(
     "--conf",
     type=click.FloatRange(0, 1),
-    default=0.25,
+    default=0.5,
     show_default=True,
     help="Keep detections with a final score above this.",
 )
@@ -474,7 +474,7 @@ def _timing_lines(timing: Timing, heading: str) -> list[str]:
 @click.option(
     "--conf",
     type=click.FloatRange(0, 1),
-    default=0.25,
+    default=0.5,
     show_default=True,
     help="Masks are made of detections with a final score above this.",
 )

@@ -65,7 +65,7 @@ class Postprocessor:
         self,
         metadata: Metadata,
         *,
-        conf: float = 0.25,
+        conf: float = 0.5,
         iou: float | None = None,
         max_det: int | None = None,
     ) -> None:

@@ -37,7 +37,7 @@ class Segmenter:
         self,
         model: str | Path | Backend,
         *,
-        conf: float = 0.25,
+        conf: float = 0.5,
         iou: float | None = None,
         max_det: int | None = None,
         device: str | None = None,
@@ -47,7 +47,8 @@ class Segmenter:
 
         Args:
             model: A deployed file (see `open_backend`), or a backend.
-            conf: Instances need a final score above this, [0, 1].
+            conf: Instances need a final score above this, [0, 1]; scores are square roots of
+                products (see the metadata), so 0.5 asks for a product of 0.25.
             iou: Suppress above this IoU, [0, 1]; None is the file's.
             max_det: Instances per frame, at least 1; None is the file's.
             device: Where to run a file; None is the CPU. One that is not obtained is an error.

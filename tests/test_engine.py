@@ -31,9 +31,10 @@ from boxseg.train.engine import (
     NonFiniteLossError,
     RunInterruptedError,
     RunSettings,
+    build_optimizer,
     open_fabric,
 )
-from boxseg.train.recipe import Recipe, parse_recipe
+from boxseg.train.recipe import Recipe, ScheduleRecipe, parse_recipe
 from boxseg.train.reports import Reports, StepReport
 from boxseg.train.trainer_state import load_trainer_state
 from boxseg.train.transfer import transfer_weights
@@ -115,6 +116,19 @@ def recipe_with(*overrides: str) -> Recipe:
 
 def settings_for(data: Path, out: Path, **changes: Any) -> RunSettings:
     return replace(RunSettings(data=data, out=out, device="cpu"), **changes)
+
+
+def test_the_recipe_names_the_optimizer() -> None:
+    layer = torch.nn.Linear(2, 1)
+    layer.bias.requires_grad_(False)
+    sgd = build_optimizer(layer, ScheduleRecipe(lr=0.5, momentum=0.8, weight_decay=0.1))
+    adamw = build_optimizer(layer, ScheduleRecipe(optimizer="adamw", lr=0.5, momentum=0.8))
+    assert type(sgd) is torch.optim.SGD
+    assert type(adamw) is torch.optim.AdamW
+    assert (sgd.defaults["momentum"], sgd.defaults["weight_decay"]) == (0.8, 0.1)
+    assert adamw.defaults["betas"] == (0.8, 0.999)
+    for optimizer in (sgd, adamw):
+        assert [group["params"] for group in optimizer.param_groups] == [[layer.weight]]
 
 
 def quiet_reports(engine: Engine, text: io.StringIO | None = None) -> Reports:

@@ -41,7 +41,14 @@ from boxseg.train.data_order import (
     collate_readable,
     leave_interrupts_to_the_run,
 )
-from boxseg.train.recipe import Recipe, differences, expand_path, parse_recipe, recipe_yaml
+from boxseg.train.recipe import (
+    Recipe,
+    ScheduleRecipe,
+    differences,
+    expand_path,
+    parse_recipe,
+    recipe_yaml,
+)
 from boxseg.train.reports import Reports, StepReport
 from boxseg.train.trainer_state import (
     Best,
@@ -317,6 +324,21 @@ def _gather(fabric: Fabric, value: dict[str, Any]) -> list[dict[str, Any]]:
 # The run
 
 
+def build_optimizer(module: nn.Module, schedule: ScheduleRecipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer over all parameters that learn."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(
+            learning,
+            lr=schedule.lr,
+            betas=(schedule.momentum, 0.999),
+            weight_decay=schedule.weight_decay,
+        )
+    return torch.optim.SGD(
+        learning, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+    )
+
+
 class Engine:
     """One run: built from a recipe and data, or continued from its folder."""
 
@@ -347,12 +369,7 @@ class Engine:
         )
         step = TrainingStep(self.student, criterion, self._mean_over_ranks)
         self.criterion = criterion
-        self.optimizer = torch.optim.SGD(
-            [parameter for parameter in step.parameters() if parameter.requires_grad],
-            lr=recipe.schedule.lr,
-            momentum=recipe.schedule.momentum,
-            weight_decay=recipe.schedule.weight_decay,
-        )
+        self.optimizer = build_optimizer(step, recipe.schedule)
         self.module, self.fabric_optimizer = self.fabric.setup(step, self.optimizer)
         self.step = 0
         self.best = Best()

@@ -136,10 +136,12 @@ class DataRecipe(_Section):
 
 
 class ScheduleRecipe(_Section):
-    """Length, learning rate and SGD."""
+    """Length, learning rate and optimizer."""
 
     max_iters: int = Field(default=90_000, ge=1)
     """Optimizer steps."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW with betas (momentum, 0.999)."""
     lr: float = Field(default=0.01, gt=0)
     """Learning rate after the warm-up, for the recipe's batch size."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
