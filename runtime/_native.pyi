@@ -13,6 +13,7 @@ MAX_SIDE: int
 
 class _Model: ...
 
+def simd_levels() -> tuple[str, ...]: ...
 def letterbox_fit(frame_height: int, frame_width: int, height: int, width: int, /) -> _Map: ...
 def letterbox_short_long(
     frame_height: int, frame_width: int, short: int, long: int, divisor: int, /
@@ -45,6 +46,7 @@ def make_model(
     nms_iou: float,
     candidates: int,
     max_det: int,
+    simd: int = 0,
     /,
 ) -> _Model: ...
 def parameter_count(model: _Model, /) -> int: ...
@@ -69,8 +71,9 @@ def select_dense(
     plan: _Map,
     scratch: _Buffer,
     kept: _Buffer,
+    budget_ms: float = ...,
     /,
-) -> int: ...
+) -> tuple[int, bool]: ...
 def nms_scratch_size(n: int, class_count: int, /) -> int: ...
 def nms(
     boxes: _Buffer,
@@ -82,6 +85,7 @@ def nms(
     max_keep: int,
     scratch: _Buffer,
     keep: _Buffer,
+    simd: int = 0,
     /,
 ) -> int: ...
 def cut_box(box: _Box, plan: _Map, mask_stride: int, /) -> tuple[_Box, _Box, _Region, _Region]: ...

@@ -636,6 +636,13 @@ def _check_native() -> str | None:
     return None
 
 
+def _simd_level() -> str:
+    """Name the widest vectors that the native library uses here."""
+    from boxseg.runtime import _native
+
+    return _native.simd_levels()[-1]
+
+
 def _engine_devices(name: str) -> tuple[list[str], str | None]:
     """Return the devices of an engine, or what keeps it from loading."""
     try:
@@ -664,7 +671,8 @@ def doctor(json_file: Path | None) -> None:
     click.echo(f"instruction sets: {', '.join(sets) if sets else 'not reported'}")
 
     fault = _check_native()
-    click.echo(f"native library: {'ok' if fault is None else fault}")
+    simd = _simd_level() if fault is None else None
+    click.echo(f"native library: {fault or f'ok, {simd}'}")
     click.echo()
     versions = {name: benchmark.package_version(name) for name in ("numpy", "pillow", *OPTIONAL)}
     for name, version in versions.items():
@@ -692,6 +700,7 @@ def doctor(json_file: Path | None) -> None:
                 **machine,
                 "instruction_sets": sets,
                 "native": fault or "ok",
+                "simd": simd,
                 "versions": versions,
                 "engines": engines,
                 "faults": faults,

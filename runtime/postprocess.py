@@ -175,7 +175,7 @@ class Postprocessor:
             Items of CANDIDATE, best first; a view that holds until the next call.
         """
         given = self._checked(outputs, plan)
-        n = _native.select_dense(
+        n, _ = _native.select_dense(
             self._model,
             given["class_logits"],
             given["quality_logits"],

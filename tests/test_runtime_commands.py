@@ -351,6 +351,7 @@ def test_doctor_lists_packages_and_engines(
     assert "CPUExecutionProvider" in text
     values = json.loads((tmp_path / "doctor.json").read_text())
     assert values["native"] == "ok"
+    assert values["simd"] in ("portable", "avx2", "avx512")
     assert values["versions"]["numpy"] == np.__version__
 
 

@@ -1,5 +1,6 @@
 /* Checks a model description and derives its counts. */
 #include "boxseg.h"
+#include "simd.h"
 
 static int widths_are_valid(const bxs_model *model) {
     if (model->layers < 1 || model->layers > BXS_MAX_LAYERS || model->mask_channels < 1 ||
@@ -47,10 +48,11 @@ bxs_status bxs_model_check(const bxs_model *model) {
     int counts_are_valid = model->classes >= 1 && model->classes <= BXS_MAX_CLASSES &&
                            model->candidates >= 1 && model->candidates <= BXS_MAX_CANDIDATES &&
                            model->max_det >= 1 && model->max_det <= model->candidates;
-    return scores_are_valid && counts_are_valid && levels_are_valid(model) &&
-                   widths_are_valid(model)
-               ? BXS_OK
-               : BXS_ERROR_MODEL;
+    if (!scores_are_valid || !counts_are_valid || !levels_are_valid(model) ||
+        !widths_are_valid(model)) {
+        return BXS_ERROR_MODEL;
+    }
+    return bxs_simd_level(model->simd) == BXS_SIMD_BEST ? BXS_ERROR_VALUE : BXS_OK;
 }
 
 size_t bxs_parameter_count(const bxs_model *model) {

@@ -7,11 +7,60 @@
 
 #include "boxseg.h"
 
+#include <math.h>
 #include <string.h>
+#include <time.h>
 
 static PyObject *raise_status(bxs_status status) {
     PyErr_Format(PyExc_ValueError, "%s: %s", bxs_status_name(status), bxs_status_meaning(status));
     return NULL;
+}
+
+/* ---------------------------------------------------------------- limits */
+
+static PyObject *simd_levels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(nothing)) {
+    const int best = (int)bxs_simd_best();
+    PyObject *names = PyTuple_New(best);
+    for (int level = 1; names != NULL && level <= best; level++) {
+        PyObject *name = PyUnicode_FromString(bxs_simd_name((bxs_simd)level));
+        if (name == NULL || PyTuple_SetItem(names, level - 1, name) != 0) {
+            Py_DECREF(names);
+            return NULL;
+        }
+    }
+    return names;
+}
+
+/* A time on the monotonic clock. */
+typedef struct {
+    struct timespec end;
+} alarm_clock;
+
+static int is_over(void *context) {
+    const struct timespec *end = &((const alarm_clock *)context)->end;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec > end->tv_sec || (now.tv_sec == end->tv_sec && now.tv_nsec >= end->tv_nsec);
+}
+
+/* Starts a deadline that ends after some milliseconds; NULL if there is none because `ms` is not
+ * finite or not within a year. */
+static const bxs_deadline *start_deadline(double ms, alarm_clock *clock, bxs_deadline *deadline) {
+    if (!(ms < 3.2e10)) {
+        return NULL;
+    }
+    ms = ms < 0.0 ? 0.0 : ms;
+    const double seconds = floor(ms / 1e3);
+    clock_gettime(CLOCK_MONOTONIC, &clock->end);
+    clock->end.tv_sec += (time_t)seconds;
+    clock->end.tv_nsec += (long)((ms - 1e3 * seconds) * 1e6);
+    if (clock->end.tv_nsec >= 1000000000L) {
+        clock->end.tv_nsec -= 1000000000L;
+        clock->end.tv_sec++;
+    }
+    deadline->expired = is_over;
+    deadline->context = clock;
+    return deadline;
 }
 
 /* ---------------------------------------------------------------- images */
@@ -255,12 +304,12 @@ static PyObject *make_model(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *strides, *scales, *widths;
     double values[BXS_MAX_LEVELS];
     bxs_model model = {0};
-    int score0, final_score;
+    int score0, final_score, simd = 0;
     unsigned int classes, channels, mask_stride, relative, candidates, max_det;
-    if (!PyArg_ParseTuple(args, "IO!O!IIO!IiiddII", &classes, &PyTuple_Type, &strides,
+    if (!PyArg_ParseTuple(args, "IO!O!IIO!IiiddII|i", &classes, &PyTuple_Type, &strides,
                           &PyTuple_Type, &scales, &channels, &mask_stride, &PyTuple_Type, &widths,
                           &relative, &score0, &final_score, &model.candidate_score, &model.nms_iou,
-                          &candidates, &max_det)) {
+                          &candidates, &max_det, &simd)) {
         return NULL;
     }
     Py_ssize_t levels = read_tuple(strides, BXS_MAX_LEVELS, "strides", values);
@@ -294,6 +343,7 @@ static PyObject *make_model(PyObject *Py_UNUSED(module), PyObject *args) {
     model.final_score = (bxs_final_rule)final_score;
     model.candidates = candidates;
     model.max_det = max_det;
+    model.simd = (bxs_simd)simd;
     bxs_status status = bxs_model_check(&model);
     if (status != BXS_OK) {
         return raise_status(status);
@@ -327,18 +377,21 @@ static PyObject *location_count(PyObject *Py_UNUSED(module), PyObject *args) {
 
 /* ---------------------------------------------------------------- candidates */
 
-typedef bxs_status (*find_function)(const bxs_model *, const bxs_dense *, const bxs_letterbox *,
-                                    void *, size_t, bxs_candidate *, size_t, size_t *);
-
-static PyObject *find(PyObject *args, find_function function) {
+/* bxs_scan_dense or bxs_select_dense, which have the same arguments but for the deadline. */
+static PyObject *find(PyObject *args, int selects) {
     PyObject *model_object, *logits, *quality, *boxes, *scratch_object, *out_object;
     bxs_letterbox map;
     arrays held = {.count = 0};
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "OOOO" MAP_FORMAT "OO", &model_object, &logits, &quality, &boxes,
-                          MAP_FIELDS(map), &scratch_object, &out_object)) {
+    double budget_ms = INFINITY;
+    if (!PyArg_ParseTuple(args, selects ? "OOOO" MAP_FORMAT "OO|d" : "OOOO" MAP_FORMAT "OO",
+                          &model_object, &logits, &quality, &boxes, MAP_FIELDS(map),
+                          &scratch_object, &out_object, &budget_ms)) {
         return NULL;
     }
+    alarm_clock clock;
+    bxs_deadline storage;
+    const bxs_deadline *deadline = start_deadline(budget_ms, &clock, &storage);
     const bxs_model *model = get_model(model_object);
     if (model == NULL) {
         return NULL;
@@ -371,9 +424,19 @@ static PyObject *find(PyObject *args, find_function function) {
     }
     size_t room = held_bytes(&held) / sizeof(bxs_candidate);
     bxs_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        function(model, &dense, &map, scratch, scratch_size, (bxs_candidate *)out, room, &n);
-    Py_END_ALLOW_THREADS result = status == BXS_OK ? PyLong_FromSize_t(n) : raise_status(status);
+    Py_BEGIN_ALLOW_THREADS;
+    status = selects ? bxs_select_dense(model, &dense, &map, deadline, scratch, scratch_size,
+                                        (bxs_candidate *)out, room, &n)
+                     : bxs_scan_dense(model, &dense, &map, scratch, scratch_size,
+                                      (bxs_candidate *)out, room, &n);
+    Py_END_ALLOW_THREADS;
+    if (status != BXS_OK && status != BXS_ERROR_DEADLINE) {
+        raise_status(status);
+    } else if (selects) {
+        result = Py_BuildValue("(nO)", (Py_ssize_t)n, status == BXS_OK ? Py_True : Py_False);
+    } else {
+        result = PyLong_FromSize_t(n);
+    }
 release:
     release_arrays(&held);
     return result;
@@ -385,7 +448,7 @@ static PyObject *scan_scratch_size(PyObject *Py_UNUSED(module), PyObject *object
 }
 
 static PyObject *scan_dense(PyObject *Py_UNUSED(module), PyObject *args) {
-    return find(args, bxs_scan_dense);
+    return find(args, 0);
 }
 
 static PyObject *select_scratch_size(PyObject *Py_UNUSED(module), PyObject *object) {
@@ -394,7 +457,7 @@ static PyObject *select_scratch_size(PyObject *Py_UNUSED(module), PyObject *obje
 }
 
 static PyObject *select_dense(PyObject *Py_UNUSED(module), PyObject *args) {
-    return find(args, bxs_select_dense);
+    return find(args, 1);
 }
 
 static PyObject *nms_scratch_size(PyObject *Py_UNUSED(module), PyObject *args) {
@@ -412,11 +475,12 @@ static PyObject *nms(PyObject *Py_UNUSED(module), PyObject *args) {
     double iou_threshold;
     float score_threshold;
     Py_ssize_t max_keep;
+    int simd = 0;
     arrays held = {.count = 0};
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "OOOIdfnOO", &boxes_object, &scores_object, &classes_object,
+    if (!PyArg_ParseTuple(args, "OOOIdfnOO|i", &boxes_object, &scores_object, &classes_object,
                           &class_count, &iou_threshold, &score_threshold, &max_keep,
-                          &scratch_object, &keep_object)) {
+                          &scratch_object, &keep_object, &simd)) {
         return NULL;
     }
     const float *boxes = NULL;
@@ -444,7 +508,8 @@ static PyObject *nms(PyObject *Py_UNUSED(module), PyObject *args) {
         bxs_status status;
         Py_BEGIN_ALLOW_THREADS status =
             bxs_nms(boxes, scores, classes, n, class_count, iou_threshold, score_threshold,
-                    max_keep < 0 ? 0 : (size_t)max_keep, scratch, scratch_size, keep, &n_keep);
+                    max_keep < 0 ? 0 : (size_t)max_keep, (bxs_simd)simd, scratch, scratch_size,
+                    keep, &n_keep);
         Py_END_ALLOW_THREADS result =
             status == BXS_OK ? PyLong_FromSize_t(n_keep) : raise_status(status);
     }
@@ -814,6 +879,7 @@ static PyObject *rle_measure(PyObject *Py_UNUSED(module), PyObject *args) {
 /* ---------------------------------------------------------------- module */
 
 static PyMethodDef functions[] = {
+    {"simd_levels", simd_levels, METH_NOARGS, "-> names of levels 1, 2, ... of this machine"},
     {"letterbox_fit", letterbox_fit, METH_VARARGS, "frame h, w, input h, w -> map"},
     {"letterbox_short_long", letterbox_short_long, METH_VARARGS,
      "frame h, w, short, long, divisor -> map"},
@@ -829,10 +895,10 @@ static PyMethodDef functions[] = {
      "model, class_logits, quality_logits, boxes, map, scratch, out -> n"},
     {"select_scratch_size", select_scratch_size, METH_O, "model -> bytes"},
     {"select_dense", select_dense, METH_VARARGS,
-     "model, class_logits, quality_logits, boxes, map, scratch, out -> n"},
+     "model, class_logits, quality_logits, boxes, map, scratch, out, budget_ms -> n, complete"},
     {"nms_scratch_size", nms_scratch_size, METH_VARARGS, "n, class_count -> bytes"},
     {"nms", nms, METH_VARARGS,
-     "boxes, scores, classes, class_count, iou, score, max_keep, scratch, keep -> n"},
+     "boxes, scores, classes, class_count, iou, score, max_keep, scratch, keep, simd -> n"},
     {"cut_box", cut_box, METH_VARARGS,
      "box, map, mask_stride -> input box, frame box, pixels, cells"},
     {"mask_head_scratch_size", mask_head_scratch_size, METH_O, "model -> bytes"},

@@ -4,6 +4,7 @@
 #include "arena.h"
 #include "order.h"
 #include "platform.h"
+#include "simd.h"
 
 #include <math.h>
 
@@ -115,8 +116,8 @@ size_t bxs_nms_scratch_size(size_t n, uint32_t class_count) {
 
 bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *classes, size_t n,
                    uint32_t class_count, double iou_threshold, float score_threshold,
-                   size_t max_keep, void *scratch, size_t scratch_size, uint32_t *keep,
-                   size_t *n_keep) {
+                   size_t max_keep, bxs_simd simd, void *scratch, size_t scratch_size,
+                   uint32_t *keep, size_t *n_keep) {
     if (n_keep == NULL) {
         return BXS_ERROR_NULL;
     }
@@ -134,7 +135,9 @@ bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *clas
     if (scratch_size < needed) {
         return BXS_ERROR_SCRATCH;
     }
-    if (!(iou_threshold >= 0.0 && iou_threshold <= 1.0) || score_threshold != score_threshold) {
+    const bxs_simd level = bxs_simd_level(simd);
+    if (!(iou_threshold >= 0.0 && iou_threshold <= 1.0) || score_threshold != score_threshold ||
+        level == BXS_SIMD_BEST) {
         return BXS_ERROR_VALUE;
     }
     bxs_arena arena = bxs_arena_open(scratch);

@@ -3,10 +3,12 @@
 
 #include "arena.h"
 #include "boxseg.h"
+#include "deadline.h"
 #include "nms.h"
 #include "order.h"
 #include "sigmoid.h"
 
+#define POLLED_EVERY 64 /* candidates */
 #define FINITE_LIMIT 3.402823466e38f
 
 /* The best K keys so far. Room for 2 K: when it is full, the lower half is dropped. */
@@ -203,8 +205,8 @@ size_t bxs_select_scratch_size(const bxs_model *model) {
 }
 
 bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *dense,
-                            const bxs_letterbox *map, void *scratch, size_t scratch_size,
-                            bxs_candidate *kept, size_t room, size_t *n) {
+                            const bxs_letterbox *map, const bxs_deadline *deadline, void *scratch,
+                            size_t scratch_size, bxs_candidate *kept, size_t room, size_t *n) {
     bxs_status status = check(model, dense, map, scratch, kept, n);
     if (status != BXS_OK) {
         return status;
@@ -221,6 +223,9 @@ bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *dense,
     bxs_kept *boxes = bxs_kept_open(arena.next, model->max_det, model->classes, model->nms_iou);
     *n = 0;
     for (size_t i = 0; i < list.n && *n < model->max_det; i++) {
+        if (i % POLLED_EVERY == 0 && bxs_expired(deadline)) {
+            return BXS_ERROR_DEADLINE;
+        }
         bxs_candidate candidate = candidate_of(model, dense, map, list.keys[i]);
         if (bxs_kept_offer(boxes, candidate.box, candidate.class_index)) {
             kept[(*n)++] = candidate;

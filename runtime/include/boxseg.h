@@ -4,18 +4,19 @@
  *            during the call that receives them.
  * Threads:   no global state and no threads inside; calls may run in parallel on disjoint outputs
  *            and scratch. Const inputs may be shared.
- * Errors:    every function that can fail returns a bxs_status; on error, outputs are unspecified.
+ * Errors:    every function that can fail returns a bxs_status; on error, outputs are unspecified
+ *            (BXS_ERROR_DEADLINE is the exception).
  * Scratch:   a function that needs working memory has a ..._scratch_size() beside it, which gives
  *            the bytes for its arguments (0 when they are not valid). Scratch may have any
  *            alignment, and holds nothing between calls. What is enough for large sizes is enough
  *            for smaller ones, so one buffer made at start serves a camera whose size changes.
- * Numbers:   results are the same bits on every machine with IEEE-754 floats: no fast-math, no
- *            contraction, own exponential. Compile with -ffp-contract=off.
+ * Numbers:   results are the same bits on every machine with IEEE-754 floats and on every SIMD
+ *            level: no fast-math, no contraction, own exponential. Compile with -ffp-contract=off.
  * Layout:    images are rows of interleaved bytes, top row first, with a stride in bytes. Boxes are
  *            x1, y1, x2, y2 in pixels, pixel (x, y) covers [x, x + 1) by [y, y + 1) and its centre
  *            is (x + 0.5, y + 0.5).
  *
- * Sections, in the order of use: errors, letterbox, model, candidates, suppression, masks,
+ * Sections, in the order of use: errors, limits, letterbox, model, candidates, suppression, masks,
  * run-length text. A frame costs bxs_letterbox_rgb8, the engine, bxs_select_dense and bxs_masks.
  */
 #ifndef BOXSEG_H
@@ -53,7 +54,8 @@ extern "C" {
     X(BXS_ERROR_MODEL, "the model description is inconsistent")                                    \
     X(BXS_ERROR_SCRATCH, "the scratch buffer is smaller than the scratch size")                    \
     X(BXS_ERROR_ROOM, "an output buffer is too small")                                             \
-    X(BXS_ERROR_TEXT, "the run-length text is malformed")
+    X(BXS_ERROR_TEXT, "the run-length text is malformed")                                          \
+    X(BXS_ERROR_DEADLINE, "the deadline passed before the work was complete")
 
 typedef enum {
 #define BXS_STATUS_CODE(code, meaning) code,
@@ -66,6 +68,32 @@ typedef enum {
 BXS_API const char *bxs_status_name(bxs_status status);
 /* The same as a sentence without a full stop. */
 BXS_API const char *bxs_status_meaning(bxs_status status);
+
+/* ---------------------------------------------------------------- limits */
+
+/* Instruction sets. The level that a function is given is a choice for tests and benchmarks:
+ * everybody else leaves it at BXS_SIMD_BEST. All levels give the same bits. A level that the
+ * machine lacks is BXS_ERROR_VALUE. */
+typedef enum {
+    BXS_SIMD_BEST = 0,     /* bxs_simd_best() */
+    BXS_SIMD_PORTABLE = 1, /* vectors of 128 bits, which SSE2 and NEON have */
+    BXS_SIMD_AVX2 = 2,     /* with FMA, BMI1 and BMI2 */
+    BXS_SIMD_AVX512 = 3    /* F, BW, CD, DQ and VL, and what AVX2 has */
+} bxs_simd;
+
+/* The highest level that this processor and its operating system run. */
+BXS_API bxs_simd bxs_simd_best(void);
+/* "best", "portable", "avx2" or "avx512"; "unknown" for any other number. */
+BXS_API const char *bxs_simd_name(bxs_simd level);
+
+/* A limit in time; the clock is the caller's. Functions that take one ask `expired` some
+ * microseconds of work apart, and stop when it does not answer 0. They then return
+ * BXS_ERROR_DEADLINE, and what is complete by then is valid: their outputs and counts hold it.
+ * NULL instead of a bxs_deadline is no limit. */
+typedef struct {
+    int (*expired)(void *context);
+    void *context; /* given to `expired` */
+} bxs_deadline;
 
 /* ---------------------------------------------------------------- letterbox */
 
@@ -170,10 +198,12 @@ typedef struct {
     double nms_iou;         /* a box is suppressed at IoU > this, [0, 1] */
     uint32_t candidates;    /* K, best pairs that go to suppression, 1..BXS_MAX_CANDIDATES */
     uint32_t max_det;       /* instances after suppression, 1..K */
-    uint32_t reserved[8];   /* zero */
+    bxs_simd simd;          /* BXS_SIMD_BEST, or the level that this model's functions use */
+    uint32_t reserved[7];   /* zero */
 } bxs_model;
 
-/* BXS_OK, or BXS_ERROR_MODEL when a field is outside its range. */
+/* BXS_OK; BXS_ERROR_MODEL when a field is outside its range; BXS_ERROR_VALUE when the machine lacks
+ * the SIMD level. */
 BXS_API bxs_status bxs_model_check(const bxs_model *model);
 
 /* P, parameters of one instance: for n inputs a layer of width w has w rows of n weights; all
@@ -223,12 +253,14 @@ BXS_API bxs_status bxs_scan_dense(const bxs_model *model, const bxs_dense *dense
 
 /* bxs_scan_dense, then suppression per class, then the best max_det; the same order.
  *
+ *   deadline  NULL or a limit in time; the best boxes up to then are complete
  *   scratch   bxs_select_scratch_size(model) bytes
  *   kept      room for max_det */
 BXS_API size_t bxs_select_scratch_size(const bxs_model *model);
 BXS_API bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *dense,
-                                    const bxs_letterbox *map, void *scratch, size_t scratch_size,
-                                    bxs_candidate *kept, size_t room, size_t *n);
+                                    const bxs_letterbox *map, const bxs_deadline *deadline,
+                                    void *scratch, size_t scratch_size, bxs_candidate *kept,
+                                    size_t room, size_t *n);
 
 /* ---------------------------------------------------------------- suppression */
 
@@ -244,13 +276,14 @@ BXS_API bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *den
  *   scores     n
  *   classes    n values below class_count, or NULL when all boxes are of one class
  *   max_keep   stop after this many
+ *   simd       BXS_SIMD_BEST, or the level to use
  *   scratch    bxs_nms_scratch_size(n, class_count) bytes; class_count 1 when classes is NULL
  *   keep       indices of the kept boxes in the order of visit; room for min(n, max_keep)
  *   n_keep     how many there are; 0 when n is 0, and then the arrays may be NULL */
 BXS_API size_t bxs_nms_scratch_size(size_t n, uint32_t class_count);
 BXS_API bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *classes,
                            size_t n, uint32_t class_count, double iou_threshold,
-                           float score_threshold, size_t max_keep, void *scratch,
+                           float score_threshold, size_t max_keep, bxs_simd simd, void *scratch,
                            size_t scratch_size, uint32_t *keep, size_t *n_keep);
 
 /* ---------------------------------------------------------------- masks */

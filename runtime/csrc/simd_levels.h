@@ -1,0 +1,49 @@
+/* Compiles the file BXS_KERNEL once per level; see simd.h. Included once per kernel file, so
+ * without a guard. */
+#include "simd.h"
+
+#define BXS_NAMED(name) name##_portable
+#define BXS_LANES 4
+#define F32 bxs_f32_16
+#define F64 bxs_f64_16
+#define I32 bxs_i32_16
+#define U32 bxs_u32_16
+#define I64 bxs_i64_16
+#define U16 bxs_u16_16
+#define U8 bxs_u8_16
+#include BXS_KERNEL
+#include "simd_clear.h"
+
+#if BXS_X86
+
+BXS_TARGET_AVX2_BEGIN
+#define BXS_NAMED(name) name##_avx2
+#define BXS_LANES 8
+#define F32 bxs_f32_32
+#define F64 bxs_f64_32
+#define I32 bxs_i32_32
+#define U32 bxs_u32_32
+#define I64 bxs_i64_32
+#define U16 bxs_u16_32
+#define U8 bxs_u8_32
+#include BXS_KERNEL
+#include "simd_clear.h"
+BXS_TARGET_END
+
+BXS_TARGET_AVX512_BEGIN
+#define BXS_NAMED(name) name##_avx512
+#define BXS_LANES 16
+#define F32 bxs_f32_64
+#define F64 bxs_f64_64
+#define I32 bxs_i32_64
+#define U32 bxs_u32_64
+#define I64 bxs_i64_64
+#define U16 bxs_u16_64
+#define U8 bxs_u8_64
+#include BXS_KERNEL
+#include "simd_clear.h"
+BXS_TARGET_END
+
+#endif
+
+#undef BXS_KERNEL
