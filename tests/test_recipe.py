@@ -40,7 +40,7 @@ def test_the_head_comment_says_command_hardware_time_and_ap(name: str) -> None:
         assert word in head
 
 
-def test_the_small_recipe_has_the_settings_of_the_reference_run_but_for_two() -> None:
+def test_the_small_recipe_has_the_settings_of_the_reference_run_but_for_its_optimiser() -> None:
     recipe = read_recipe(find_recipe("boxinst_mobilenetv2"))
     assert recipe.model.weights == "$BOXSEG_DATA/weights/mobilenet_v2_imagenet.pth"
     assert (recipe.model.frozen_stages, recipe.model.frozen_bn) == (0, False)
@@ -50,11 +50,12 @@ def test_the_small_recipe_has_the_settings_of_the_reference_run_but_for_two() ->
     assert recipe.data.short_sides == (256, 288, 320, 352)
     assert (recipe.data.long_side, recipe.data.batch_size, recipe.data.flip) == (640, 4, "on")
     schedule = recipe.schedule
-    assert (schedule.max_iters, schedule.lr, schedule.warmup_steps) == (800, 0.005, 100)
-    assert (schedule.momentum, schedule.weight_decay) == (0.9, 1e-4)
-    # the reference does not clip and warms the pairwise term up over 800 // 9 steps
-    assert schedule.clip_norm == 2.0
-    assert recipe.terms["pairwise"]["warmup_steps"] == 400
+    assert (schedule.max_iters, schedule.warmup_steps) == (800, 100)
+    assert schedule.milestones == (0.7, 0.9)
+    # the reference: SGD at 0.005, no clipping, a pairwise warm-up of 800 // 9 steps
+    assert (schedule.optimizer, schedule.lr, schedule.weight_decay) == ("adamw", 3e-4, 0.01)
+    assert schedule.clip_norm == 5.0
+    assert recipe.terms["pairwise"]["warmup_steps"] == 200
 
 
 def test_the_ceiling_differs_from_boxinst_in_its_mask_terms_only() -> None:

@@ -3,7 +3,7 @@
 Letters: H x W pixels of the scene, N objects. Colours are RGB in 0..255, as float32 until the image
 is written. Positions are x, y in pixels, the centre of the first pixel at 0.5.
 
-A scene is a textured ground and two to six textured objects that occlude one another in the order
+A scene is a textured ground and two to five textured objects that occlude one another in the order
 of their depth. Every object has two or three tones of which one belongs to its class and the others
 are anyone's, and the tones of one object differ from each other about as much as from the ground.
 So a split by colour does not find the object (`measure_difficulty` holds that), while nearly every
@@ -39,7 +39,7 @@ SMALLEST_SCENE = 96
 
 _DESCRIPTION = "rendered scenes of boxseg"
 _SUPERSAMPLING = 4
-_SMALLEST_VISIBLE = 0.45
+_SMALLEST_VISIBLE = 0.6
 """Least visible share of an object inside the frame; what shows less is taken out of the scene."""
 
 _Floats = NDArray[np.float32]
@@ -423,7 +423,7 @@ def _place_object(
     unit = min(size) / 256
     label = int(random.integers(len(CLASSES)))
     nearness = random.uniform(110, 235)
-    radius = unit * random.uniform(26, 55) * (0.6 + 0.55 * nearness / 235)
+    radius = unit * random.uniform(32, 56) * (0.6 + 0.55 * nearness / 235)
     angle = random.uniform(-0.35, 0.35) if CLASSES[label] == "figure" else random.uniform(0, 6.28)
     centre = np.array(
         [random.uniform(0.55 * radius, width - 0.55 * radius),
@@ -527,9 +527,9 @@ def render_scene(random: _Random, size: tuple[int, int]) -> Scene:
     colours, depth = _ground(random, size, tones)
     layers: list[_Layer] = []
     while not layers:
-        wanted = [_place_object(random, size, tones) for _ in range(int(random.integers(2, 7)))]
+        wanted = [_place_object(random, size, tones) for _ in range(int(random.integers(2, 6)))]
         wanted.sort(key=lambda layer: layer.nearness)
-        layers = _enough_visible(wanted, smallest_area=260 * unit * unit)
+        layers = _enough_visible(wanted, smallest_area=400 * unit * unit)
 
     shift = random.uniform(-5, 5, size=2) * unit
     for layer in layers:
