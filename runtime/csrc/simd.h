@@ -24,8 +24,9 @@
 #error "boxseg needs the vector extensions of GCC or clang"
 #endif
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 #define BXS_X86 1
+#include <immintrin.h>
 #else
 #define BXS_X86 0
 #endif
@@ -42,6 +43,74 @@
 BXS_VECTOR_TYPES(16);
 BXS_VECTOR_TYPES(32);
 BXS_VECTOR_TYPES(64);
+
+/* What has no operator; a kernel calls it F32_MIN, F32_MAX and BITS.
+ *   min   a < b ? a : b in each lane
+ *   max   a > b ? a : b in each lane
+ *   bits  the sign bits of all lanes, the first lane lowest */
+#if BXS_X86
+
+static inline bxs_f32_16 bxs_min_16(bxs_f32_16 a, bxs_f32_16 b) {
+    return (bxs_f32_16)_mm_min_ps((__m128)a, (__m128)b);
+}
+
+static inline bxs_f32_16 bxs_max_16(bxs_f32_16 a, bxs_f32_16 b) {
+    return (bxs_f32_16)_mm_max_ps((__m128)a, (__m128)b);
+}
+
+static inline uint32_t bxs_bits_16(bxs_i32_16 a) {
+    return (uint32_t)_mm_movemask_ps((__m128)a);
+}
+
+#define BXS_WITH(names) static inline __attribute__((target(names)))
+
+BXS_WITH("avx2") bxs_f32_32 bxs_min_32(bxs_f32_32 a, bxs_f32_32 b) {
+    return (bxs_f32_32)_mm256_min_ps((__m256)a, (__m256)b);
+}
+
+BXS_WITH("avx2") bxs_f32_32 bxs_max_32(bxs_f32_32 a, bxs_f32_32 b) {
+    return (bxs_f32_32)_mm256_max_ps((__m256)a, (__m256)b);
+}
+
+BXS_WITH("avx2") uint32_t bxs_bits_32(bxs_i32_32 a) {
+    return (uint32_t)_mm256_movemask_ps((__m256)a);
+}
+
+BXS_WITH("avx512f") bxs_f32_64 bxs_min_64(bxs_f32_64 a, bxs_f32_64 b) {
+    return (bxs_f32_64)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+}
+
+BXS_WITH("avx512f") bxs_f32_64 bxs_max_64(bxs_f32_64 a, bxs_f32_64 b) {
+    return (bxs_f32_64)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+}
+
+BXS_WITH("avx512f,avx512dq") uint32_t bxs_bits_64(bxs_i32_64 a) {
+    return (uint32_t)_mm512_movepi32_mask((__m512i)a);
+}
+
+#undef BXS_WITH
+
+#else
+
+static inline bxs_f32_16 bxs_min_16(bxs_f32_16 a, bxs_f32_16 b) {
+    const bxs_i32_16 less = a < b;
+    return (bxs_f32_16)(((bxs_i32_16)a & less) | ((bxs_i32_16)b & ~less));
+}
+
+static inline bxs_f32_16 bxs_max_16(bxs_f32_16 a, bxs_f32_16 b) {
+    const bxs_i32_16 more = a > b;
+    return (bxs_f32_16)(((bxs_i32_16)a & more) | ((bxs_i32_16)b & ~more));
+}
+
+static inline uint32_t bxs_bits_16(bxs_i32_16 a) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 4; i++) {
+        bits |= (uint32_t)(a[i] < 0) << i;
+    }
+    return bits;
+}
+
+#endif
 
 /* Functions between BEGIN and END may use the instruction set. */
 /* clang-format off */

@@ -8,3 +8,6 @@
 #undef I64
 #undef U16
 #undef U8
+#undef F32_MIN
+#undef F32_MAX
+#undef BITS

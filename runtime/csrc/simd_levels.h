@@ -11,6 +11,9 @@
 #define I64 bxs_i64_16
 #define U16 bxs_u16_16
 #define U8 bxs_u8_16
+#define F32_MIN bxs_min_16
+#define F32_MAX bxs_max_16
+#define BITS bxs_bits_16
 #include BXS_KERNEL
 #include "simd_clear.h"
 
@@ -26,6 +29,9 @@ BXS_TARGET_AVX2_BEGIN
 #define I64 bxs_i64_32
 #define U16 bxs_u16_32
 #define U8 bxs_u8_32
+#define F32_MIN bxs_min_32
+#define F32_MAX bxs_max_32
+#define BITS bxs_bits_32
 #include BXS_KERNEL
 #include "simd_clear.h"
 BXS_TARGET_END
@@ -40,6 +46,9 @@ BXS_TARGET_AVX512_BEGIN
 #define I64 bxs_i64_64
 #define U16 bxs_u16_64
 #define U8 bxs_u8_64
+#define F32_MIN bxs_min_64
+#define F32_MAX bxs_max_64
+#define BITS bxs_bits_64
 #include BXS_KERNEL
 #include "simd_clear.h"
 BXS_TARGET_END
