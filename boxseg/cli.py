@@ -72,6 +72,12 @@ COMMANDS: dict[str, LazyCommand] = {
     "bench": LazyCommand(
         "boxseg.runtime.commands", "bench", "Time a deployed file, stage by stage.", "onnxruntime"
     ),
+    "bench-native": LazyCommand(
+        "boxseg.runtime.commands",
+        "bench_native",
+        "Time the native runtime against the fastest peers.",
+        "dev",
+    ),
     "doctor": LazyCommand(
         "boxseg.runtime.commands", "doctor", "Say what this machine can run.", "onnxruntime"
     ),

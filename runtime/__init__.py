@@ -8,7 +8,8 @@ postprocess.py   candidates, suppression, masks: the calls into C
 metadata.py      what a deployed file says about itself
 accuracy.py      COCO AP of anything that answers frames with detections
 benchmark.py     stage times
-commands.py      boxseg predict / eval / bench / doctor
+native_benchmark.py   the C library's parts against benchmark_peers.py on benchmark_inputs.py
+commands.py      boxseg predict / eval / bench / bench-native / doctor
 images.py        reading of images and videos
 drawing.py       pictures of instances
 include, csrc    the C library and its Python binding `_native`

@@ -617,6 +617,51 @@ def _bench_notes(timings: list[Timing], machine: dict[str, Any]) -> list[str]:
     return notes
 
 
+# --- bench-native -----------------------------------------------------------------------------
+
+
+@click.command("bench-native")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(("nms", "scan", "head", "masks", "letterbox", "whole")),
+    help="Only this part; may be repeated.  [default: all, with size and allocations]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Length of each case's race.",
+)
+@click.option("--json", "json_file", type=FILE, help="Write the rows to this file.")
+@click.option("--plot", "plot_file", type=FILE, help="Draw the ratios into this picture.")
+def bench_native(
+    parts: tuple[str, ...], seconds: float, json_file: Path | None, plot_file: Path | None
+) -> None:
+    """Time the native runtime's parts against the fastest peers on this machine.
+
+    Columns: microseconds of ours on one thread, of the fastest peer on one or two threads, their
+    ratio. Inputs are seeded; `pip install boxseg[dev]` installs all peers, and one that is missing
+    is named.
+    """
+    from boxseg.runtime import benchmark, native_benchmark
+
+    machine = benchmark.describe_machine()
+    click.echo(f"{machine['cpu']}, {_cores_text(machine)}, Python {machine['python']}")
+    report = native_benchmark.run(
+        parts, seconds=seconds, progress=lambda row: click.echo(native_benchmark.row_line(row))
+    )
+    for note in _bench_notes([], machine):
+        click.echo(f"\n{note}")
+    if json_file is not None:
+        write_json(json_file, report.as_list())
+    if plot_file is not None:
+        plot_file.parent.mkdir(parents=True, exist_ok=True)
+        native_benchmark.plot(report.rows, plot_file)
+
+
 # --- doctor --------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,7 @@ class Postprocessor:
         conf: float = 0.5,
         iou: float | None = None,
         max_det: int | None = None,
+        simd: int = 0,
     ) -> None:
         """Prepare for one file.
 
@@ -76,6 +77,8 @@ class Postprocessor:
             conf: Instances need a final score above this, [0, 1].
             iou: Suppress above this IoU, [0, 1]; None is the file's.
             max_det: Instances per frame, at least 1; None is the file's.
+            simd: Instruction level for tests and benchmarks, 1 for the first of
+                `_native.simd_levels()`; 0 is the best.
 
         Raises:
             ValueError: if an option is outside its range.
@@ -108,6 +111,7 @@ class Postprocessor:
             iou,
             metadata.candidates,
             max_det,
+            simd,
         )
         self.parameter_count: int = _native.parameter_count(self._model)
         self._select_scratch = np.empty(_native.select_scratch_size(self._model), np.uint8)

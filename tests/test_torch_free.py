@@ -55,7 +55,7 @@ def test_help_runs_without_torch(tmp_path: Path) -> None:
 def test_runtime_commands_answer_help_without_torch(tmp_path: Path) -> None:
     code = """
 from boxseg import cli
-for name in ("predict", "eval", "bench", "doctor"):
+for name in ("predict", "eval", "bench", "bench-native", "doctor"):
     assert cli.run([name, "--help"]) == 0, name
 """
     done = run_without_torch(code, tmp_path)
