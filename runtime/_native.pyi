@@ -147,8 +147,9 @@ def masks(
     scratch: _Buffer,
     instances: _Buffer,
     text: _Buffer,
+    budget_ms: float = ...,
     /,
-) -> tuple[int, int]: ...
+) -> tuple[int, int, bool]: ...
 def rle_encode(mask: _Buffer, /) -> bytes: ...
 def rle_paint(
     text: bytes, height: int, width: int, window: _Region, value: int, out: _Buffer, /

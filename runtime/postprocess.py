@@ -203,7 +203,7 @@ class Postprocessor:
         """
         self._prepare(plan)
         parameters = outputs["parameters"]
-        n, _ = _native.masks(
+        n, _, _ = _native.masks(
             self._model,
             np.ascontiguousarray(parameters),
             np.ascontiguousarray(outputs["mask_features"]),

@@ -29,11 +29,12 @@ def _head(
     region: Region | None = None,
     by_slot: bool = True,
     slot: int = 0,
+    simd: int = 0,
 ) -> Floats:
     """Run the C head; (h, w) of the region."""
     channels, rows, columns = features.shape
     model = _native.make_model(
-        1, (8, 16, 32, 64, 128), SCALES, channels, 8, widths, relative, 0, 0, 0.2, 0.6, 10, 10
+        1, (8, 16, 32, 64, 128), SCALES, channels, 8, widths, relative, 0, 0, 0.2, 0.6, 10, 10, simd
     )
     candidate = np.zeros(1, CANDIDATE)
     candidate["slot"], candidate["level"] = slot, level
@@ -102,6 +103,43 @@ def test_any_plan_equals_the_slow_head(
             slot=slot,
         )
         assert np.abs(found - slow).max() < 1e-5 * max(1, np.abs(slow).max())
+
+
+@pytest.mark.parametrize(
+    ("channels", "widths", "relative"),
+    [(8, (8, 8, 1), 1), (16, (8, 8, 1), 1), (5, (1,), 0), (3, (4, 1), 1), (20, (24, 2, 3, 1), 0)],
+)
+def test_the_head_has_the_same_bits_at_every_level(
+    channels: int, widths: tuple[int, ...], relative: int
+) -> None:
+    rng = np.random.default_rng(channels)
+    inputs, count = channels + 2 * relative, 0
+    for width in widths:
+        count += (inputs + 1) * width
+        inputs = width
+    parameters = rng.normal(0, 0.5, (3, count)).astype(np.float32)
+    parameters[2, 0] = np.inf
+    for rows, columns in [(1, 1), (2, 3), (5, 7), (33, 40)]:
+        features = rng.normal(0, 1, (channels, rows, columns)).astype(np.float32)
+        for slot in range(3):
+            x0, y0 = rng.integers(0, columns), rng.integers(0, rows)
+            region = (x0, y0, rng.integers(x0, columns) + 1, rng.integers(y0, rows) + 1)
+            plain, *others = (
+                _head(
+                    parameters,
+                    features,
+                    (36.0, 20.0),
+                    1,
+                    widths=widths,
+                    relative=relative,
+                    region=tuple(map(int, region)),
+                    slot=slot,
+                    simd=level,
+                )
+                for level in range(1, 1 + len(_native.simd_levels()))
+            )
+            for other in others:
+                assert np.array_equal(plain, other)
 
 
 def test_a_region_has_the_bits_of_the_whole_grid() -> None:

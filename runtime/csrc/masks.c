@@ -1,7 +1,9 @@
 /* Kept candidates in, instances out. */
 #include "arena.h"
 #include "boxseg.h"
+#include "deadline.h"
 #include "grid.h"
+#include "mask_head.h"
 #include "order.h"
 #include "surface.h"
 
@@ -11,9 +13,8 @@ typedef struct {
     const bxs_mask_inputs *inputs;
     const bxs_letterbox *map;
     bxs_row_table table;
+    bxs_head head;
     float *logits;
-    void *head;
-    size_t cells, head_size;
 } workplace;
 
 static size_t grid_cells(const bxs_model *model, const bxs_letterbox *map) {
@@ -27,8 +28,7 @@ size_t bxs_masks_scratch_size(const bxs_model *model, const bxs_letterbox *map) 
     }
     return bxs_scratch_total(
         bxs_piece(bxs_row_table_size(map->frame_height, map->height / model->mask_stride)) +
-        bxs_piece(grid_cells(model, map) * sizeof(float)) +
-        bxs_piece(bxs_mask_head_scratch_size(model)) +
+        bxs_piece(grid_cells(model, map) * sizeof(float)) + bxs_piece(bxs_head_size(model)) +
         2 * bxs_piece(model->max_det * sizeof(uint64_t)) +
         bxs_piece(model->max_det * sizeof(bxs_instance)));
 }
@@ -50,11 +50,10 @@ static bxs_status make_instance(const workplace *place, const bxs_candidate *can
     if (status != BXS_OK) {
         return status;
     }
-    status = bxs_mask_head(model, place->inputs, candidate, cut.cells, place->head,
-                           place->head_size, place->logits, place->cells);
-    if (status != BXS_OK) {
-        return status;
+    if (candidate->slot >= place->inputs->slots || candidate->level >= model->levels) {
+        return BXS_ERROR_SIZE;
     }
+    bxs_head_run(&place->head, place->inputs, candidate, cut.cells, place->logits);
     bxs_surface surface = {place->logits, cut.cells, place->inputs->rows, place->inputs->columns,
                            model->mask_stride};
     instance->mask_score = bxs_mask_score(&surface, cut.input_box);
@@ -124,11 +123,12 @@ static bxs_status check(const bxs_model *model, const bxs_mask_inputs *inputs,
 
 bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
                      const bxs_letterbox *map, const bxs_candidate *candidates, size_t n,
-                     double confidence, void *scratch, size_t scratch_size, bxs_instance *instances,
-                     size_t room, size_t *n_instances, char *text, size_t text_room,
-                     size_t *text_size) {
+                     double confidence, const bxs_deadline *deadline, void *scratch,
+                     size_t scratch_size, bxs_instance *instances, size_t room, size_t *n_instances,
+                     char *text, size_t text_room, size_t *text_size) {
     if (model == NULL || inputs == NULL || map == NULL || scratch == NULL || n_instances == NULL ||
-        text_size == NULL || (n > 0 && (candidates == NULL || instances == NULL || text == NULL))) {
+        text_size == NULL || inputs->parameters == NULL || inputs->features == NULL ||
+        (n > 0 && (candidates == NULL || instances == NULL || text == NULL))) {
         return BXS_ERROR_NULL;
     }
     bxs_status status = check(model, inputs, map, n, confidence, scratch_size, room);
@@ -136,13 +136,14 @@ bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
         return status;
     }
     bxs_arena arena = bxs_arena_open(scratch);
-    workplace place = {model, inputs, map, {NULL, NULL, NULL, NULL, 0, 0}, NULL, NULL, 0, 0};
+    workplace place;
+    place.model = model;
+    place.inputs = inputs;
+    place.map = map;
     void *table = bxs_arena_take(&arena, bxs_row_table_size(map->frame_height, inputs->rows));
     place.table = bxs_row_table_open(map, model->mask_stride, inputs->rows, table);
-    place.cells = grid_cells(model, map);
-    place.logits = (float *)bxs_arena_take(&arena, place.cells * sizeof(float));
-    place.head_size = bxs_mask_head_scratch_size(model);
-    place.head = bxs_arena_take(&arena, place.head_size);
+    place.logits = (float *)bxs_arena_take(&arena, grid_cells(model, map) * sizeof(float));
+    place.head = bxs_head_open(model, bxs_arena_take(&arena, bxs_head_size(model)));
     uint64_t *keys = (uint64_t *)bxs_arena_take(&arena, model->max_det * sizeof(uint64_t));
     uint64_t *spare = (uint64_t *)bxs_arena_take(&arena, model->max_det * sizeof(uint64_t));
     bxs_instance *copy =
@@ -150,6 +151,10 @@ bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
     size_t count = 0;
     size_t used = 0;
     for (size_t i = 0; i < n; i++) {
+        if (bxs_expired(deadline)) {
+            status = BXS_ERROR_DEADLINE;
+            break;
+        }
         int is_kept;
         bxs_instance *instance = &instances[count];
         status = make_instance(&place, &candidates[i], confidence, instance, &is_kept, text + used,
@@ -166,5 +171,5 @@ bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
     order(instances, count, keys, spare, copy);
     *n_instances = count;
     *text_size = used;
-    return BXS_OK;
+    return status;
 }

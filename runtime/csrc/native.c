@@ -754,15 +754,19 @@ static PyObject *masks(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *instance_object, *text_object, *result = NULL;
     Py_ssize_t slots, n;
     int by_slot;
-    double confidence;
+    double confidence, budget_ms = INFINITY;
     bxs_letterbox map;
     bxs_mask_inputs inputs;
     arrays held = {.count = 0};
-    if (!PyArg_ParseTuple(args, "OOOnp" MAP_FORMAT "OndOOO", &model_object, &parameters, &features,
-                          &slots, &by_slot, MAP_FIELDS(map), &candidate_object, &n, &confidence,
-                          &scratch_object, &instance_object, &text_object)) {
+    if (!PyArg_ParseTuple(args, "OOOnp" MAP_FORMAT "OndOOO|d", &model_object, &parameters,
+                          &features, &slots, &by_slot, MAP_FIELDS(map), &candidate_object, &n,
+                          &confidence, &scratch_object, &instance_object, &text_object,
+                          &budget_ms)) {
         return NULL;
     }
+    alarm_clock clock;
+    bxs_deadline storage;
+    const bxs_deadline *deadline = start_deadline(budget_ms, &clock, &storage);
     const bxs_model *model = get_model(model_object);
     if (model == NULL) {
         return NULL;
@@ -793,13 +797,15 @@ static PyObject *masks(PyObject *Py_UNUSED(module), PyObject *args) {
     }
     size_t text_room = held_bytes(&held), n_instances = 0, text_size = 0;
     bxs_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        bxs_masks(model, &inputs, &map, (const bxs_candidate *)candidates, (size_t)n, confidence,
-                  scratch, scratch_size, (bxs_instance *)instances, room, &n_instances,
-                  (char *)text, text_room, &text_size);
-    Py_END_ALLOW_THREADS result =
-        status == BXS_OK ? Py_BuildValue("(nn)", (Py_ssize_t)n_instances, (Py_ssize_t)text_size)
-                         : raise_status(status);
+    Py_BEGIN_ALLOW_THREADS;
+    status = bxs_masks(model, &inputs, &map, (const bxs_candidate *)candidates, (size_t)n,
+                       confidence, deadline, scratch, scratch_size, (bxs_instance *)instances, room,
+                       &n_instances, (char *)text, text_room, &text_size);
+    Py_END_ALLOW_THREADS;
+    result = status == BXS_OK || status == BXS_ERROR_DEADLINE
+                 ? Py_BuildValue("(nnO)", (Py_ssize_t)n_instances, (Py_ssize_t)text_size,
+                                 status == BXS_OK ? Py_True : Py_False)
+                 : raise_status(status);
 release:
     release_arrays(&held);
     return result;
@@ -914,7 +920,7 @@ static PyMethodDef functions[] = {
     {"masks_scratch_size", masks_scratch_size, METH_VARARGS, "model, map -> bytes"},
     {"masks", masks, METH_VARARGS,
      "model, parameters, features, slots, by_slot, map, candidates, n, confidence, scratch, "
-     "instances, text -> n, text size"},
+     "instances, text, budget_ms -> n, text size, complete"},
     {"rle_encode", rle_encode, METH_O, "mask -> text"},
     {"rle_paint", rle_paint, METH_VARARGS, "text, height, width, window, value, out"},
     {"rle_measure", rle_measure, METH_VARARGS, "text, height, width -> area, box"},

@@ -4,6 +4,7 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define BXS_RESTRICT __restrict__
+#define BXS_NOINLINE __attribute__((noinline))
 #elif defined(_MSC_VER)
 #define BXS_RESTRICT __restrict
 #else

@@ -383,6 +383,8 @@ typedef struct {
  *
  *   candidates, n   from bxs_select_dense; n of 0 gives none
  *   confidence      instances need a final score > this
+ *   deadline        NULL or a limit in time, asked before each candidate; the instances of the
+ *                   candidates up to then are complete
  *   scratch         bxs_masks_scratch_size(model, map) bytes
  *   instances       room for n; ordered by final score, highest first, then by candidate index
  *   n_instances     how many there are
@@ -392,9 +394,9 @@ typedef struct {
 BXS_API size_t bxs_masks_scratch_size(const bxs_model *model, const bxs_letterbox *map);
 BXS_API bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
                              const bxs_letterbox *map, const bxs_candidate *candidates, size_t n,
-                             double confidence, void *scratch, size_t scratch_size,
-                             bxs_instance *instances, size_t room, size_t *n_instances, char *text,
-                             size_t text_room, size_t *text_size);
+                             double confidence, const bxs_deadline *deadline, void *scratch,
+                             size_t scratch_size, bxs_instance *instances, size_t room,
+                             size_t *n_instances, char *text, size_t text_room, size_t *text_size);
 
 /* ---------------------------------------------------------------- run-length text */
 
