@@ -18,6 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.boxseg-ready
 BUILT := $(VENV)/.boxseg-built
 NATIVE := $(wildcard runtime/csrc/*.c runtime/csrc/*.h runtime/include/*.h)
+C_FILES := $(NATIVE) $(wildcard $(foreach dir,runtime/examples/* tests/native tests/fuzz,\
+    $(addprefix $(dir)/,*.c *.h *.cpp *.hpp)))
 
 .PHONY: demo test check format venv clean
 
@@ -49,13 +51,13 @@ check: $(BUILT)
 	$(BIN)/mypy boxseg
 	$(BIN)/mypy tests
 	$(BIN)/pyright
-	$(if $(NATIVE),$(BIN)/clang-format --dry-run --Werror $(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(MAKE) test
 
 format: $(BUILT)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(if $(NATIVE),$(BIN)/clang-format -i $(NATIVE))
+	$(BIN)/clang-format -i $(C_FILES)
 
 clean:
 	rm -rf build dist *.egg-info demo runtime/_native*.so

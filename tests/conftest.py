@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tools import RUNTIME, require, run
 
 if TYPE_CHECKING:
     from boxseg.export.to_onnx import TracedGraph
@@ -58,6 +59,17 @@ def signal_stack() -> Iterator[None]:
     libc.sigaltstack(None, ctypes.byref(after))
     if (before.address, before.flags) != (after.address, after.flags):
         libc.sigaltstack(ctypes.byref(before), None)
+
+
+@pytest.fixture(scope="session")
+def installed_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a prefix that holds the C library, built with CMake and installed."""
+    require("cmake", "gcc")
+    build, prefix = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("prefix")
+    run("cmake", "-S", RUNTIME, "-B", build, "-DCMAKE_INSTALL_LIBDIR=lib")
+    run("cmake", "--build", build)
+    run("cmake", "--install", build, "--prefix", prefix)
+    return prefix
 
 
 @pytest.fixture(scope="session")

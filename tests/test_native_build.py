@@ -1,31 +1,24 @@
 """The C sources keep to their dialect: no warning, no allocation, usable from C++."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
+from tools import RUNTIME, SOURCES, require, run
 
-RUNTIME = Path(__file__).parent.parent / "runtime"
-KERNELS = sorted(path for path in (RUNTIME / "csrc").glob("*.c") if path.name != "native.c")
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
 
 
 def _compile(compiler: str, *arguments: str) -> None:
-    if shutil.which(compiler) is None:
-        pytest.skip(f"needs {compiler} (Debian package build-essential)")
-    command = [compiler, "-fsyntax-only", *arguments, f"-I{RUNTIME / 'include'}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    require(compiler)
+    run(compiler, "-fsyntax-only", *arguments, f"-I{RUNTIME / 'include'}")
 
 
 def test_the_library_is_c11_without_a_warning() -> None:
-    _compile("gcc", "-std=c11", *STRICT, *map(str, KERNELS))
+    _compile("gcc", "-std=c11", *STRICT, *map(str, SOURCES))
 
 
 def test_the_library_is_cxx_too() -> None:
-    _compile("g++", "-std=c++17", "-x", "c++", "-Wall", "-Wextra", "-Werror", *map(str, KERNELS))
+    _compile("g++", "-std=c++17", "-x", "c++", "-Wall", "-Wextra", "-Werror", *map(str, SOURCES))
 
 
 def test_the_header_stands_alone_in_c_and_cxx(tmp_path: Path) -> None:
@@ -38,8 +31,8 @@ def test_the_header_stands_alone_in_c_and_cxx(tmp_path: Path) -> None:
 
 
 def test_the_library_neither_allocates_nor_keeps_state() -> None:
-    assert len(KERNELS) >= 8
-    for path in KERNELS:
+    assert len(SOURCES) >= 8
+    for path in SOURCES:
         text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
         assert not re.search(r"\b(malloc|calloc|realloc|free|pthread_\w+)\s*\(", text), path.name
         mutable = re.findall(r"^\s*static (?!const\b|inline\b)[^()]*(?:=|;)", text, re.MULTILINE)

@@ -16,8 +16,9 @@
  *            x1, y1, x2, y2 in pixels, pixel (x, y) covers [x, x + 1) by [y, y + 1) and its centre
  *            is (x + 0.5, y + 0.5).
  *
- * Sections, in the order of use: errors, limits, letterbox, model, candidates, suppression, masks,
- * run-length text. A frame costs bxs_letterbox_rgb8, the engine, bxs_select_dense and bxs_masks.
+ * Sections, in the order of use: errors, limits, letterbox, model, metadata, candidates,
+ * suppression, masks, run-length text. A frame costs bxs_letterbox_rgb8, the engine,
+ * bxs_select_dense and bxs_masks.
  */
 #ifndef BOXSEG_H
 #define BOXSEG_H
@@ -55,7 +56,8 @@ extern "C" {
     X(BXS_ERROR_SCRATCH, "the scratch buffer is smaller than the scratch size")                    \
     X(BXS_ERROR_ROOM, "an output buffer is too small")                                             \
     X(BXS_ERROR_TEXT, "the run-length text is malformed")                                          \
-    X(BXS_ERROR_DEADLINE, "the deadline passed before the work was complete")
+    X(BXS_ERROR_DEADLINE, "the deadline passed before the work was complete")                      \
+    X(BXS_ERROR_METADATA, "the metadata is not JSON, or a key is missing or wrong")
 
 typedef enum {
 #define BXS_STATUS_CODE(code, meaning) code,
@@ -213,6 +215,65 @@ BXS_API size_t bxs_parameter_count(const bxs_model *model);
 /* L, locations of an input of height x width: ceil(height / stride) x ceil(width / stride) per
  * level, rows first, levels in order. 0 for an invalid model or side. */
 BXS_API size_t bxs_location_count(const bxs_model *model, uint32_t height, uint32_t width);
+
+/* ---------------------------------------------------------------- metadata */
+
+/* A deployed file describes itself in JSON: the value of the key "boxseg" in the metadata of an
+ * ONNX file and in the rt_info of an OpenVINO model. */
+
+typedef enum {
+    BXS_FORM_DENSE = 0, /* outputs of every location */
+    BXS_FORM_TOPK = 1   /* outputs of the K best pairs */
+} bxs_form;
+
+typedef enum {
+    BXS_SIZE_FIT = 0,       /* bxs_letterbox_fit of height, width */
+    BXS_SIZE_SHORT_LONG = 1 /* bxs_letterbox_short_long of short_side, long_side, divisor */
+} bxs_size_rule;
+
+/* What the engine computes in. */
+typedef enum {
+    BXS_PRECISION_FP32 = 0,
+    BXS_PRECISION_FP16 = 1,
+    BXS_PRECISION_BF16 = 2,
+    BXS_PRECISION_INT8 = 3
+} bxs_precision;
+
+/* What a program needs of it; the sides of the rule that is not the file's are zero. */
+typedef struct {
+    bxs_model model;
+    bxs_form form;
+    bxs_precision precision;
+    bxs_size_rule size_rule;
+    uint32_t height, width;
+    uint32_t short_side, long_side;
+    uint32_t divisor;
+    uint8_t padding[3]; /* R, G, B */
+} bxs_metadata;
+
+/* Reads and checks the JSON, UTF-8 without a final zero.
+ *
+ *   wrong   NULL, or gets a constant string: on BXS_ERROR_METADATA the key that is missing or out
+ *           of its range, such as "head.layer_widths", or "json" where the text is not JSON;
+ *           otherwise ""
+ * Unknown keys are ignored and of equal keys the last one counts. Numbers are read to the nearest
+ * double, whatever the locale; one that is needed may have 19 digits and 27 of them after the
+ * point. Nesting may be 64 deep. */
+BXS_API bxs_status bxs_metadata_read(const char *text, size_t size, bxs_metadata *metadata,
+                                     const char **wrong);
+
+/* Where a frame lies in the file's input, by its size rule. */
+BXS_API bxs_status bxs_metadata_letterbox(const bxs_metadata *metadata, uint32_t frame_height,
+                                          uint32_t frame_width, bxs_letterbox *map);
+
+/* Name and data set id of a class, from a text that bxs_metadata_read has accepted.
+ *
+ *   class_index   0..C-1, BXS_ERROR_VALUE beyond
+ *   name          room bytes of UTF-8 without a final zero; BXS_ERROR_ROOM if it is longer. Half of
+ *                 a surrogate pair becomes U+FFFD
+ * Cost: one read of the text. */
+BXS_API bxs_status bxs_metadata_class(const char *text, size_t size, uint32_t class_index,
+                                      char *name, size_t room, size_t *length, uint64_t *id);
 
 /* ---------------------------------------------------------------- candidates */
 

@@ -1,0 +1,173 @@
+"""The example programs, built against an installed library and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from deployed import dense_outputs, describe, write_onnx, write_openvino
+from PIL import Image
+from tools import RUNTIME, require, run
+
+from boxseg.runtime import Detections, Segmenter
+
+if TYPE_CHECKING:
+    from boxseg.export.to_onnx import TracedGraph
+
+EXAMPLES = RUNTIME / "examples"
+
+
+@pytest.fixture(scope="module")
+def programs(installed_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the examples and return their folder."""
+    require("g++")
+    openvino = pytest.importorskip("openvino")
+    build = tmp_path_factory.mktemp("examples")
+    flags = "-Wall -Wextra -pedantic"
+    run(
+        "cmake",
+        *("-S", EXAMPLES, "-B", build, f"-DCMAKE_PREFIX_PATH={installed_library}"),
+        f"-DOpenVINO_DIR={Path(openvino.__file__).parent / 'cmake'}",
+        *(f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"),
+    )
+    run("cmake", "--build", build)
+    return build
+
+
+@pytest.fixture(scope="module")
+def xml(tiny_graph: TracedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from boxseg.export.to_openvino import write_openvino as write_exported
+
+    return write_exported(tiny_graph, tmp_path_factory.mktemp("model") / "best_openvino_model")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a smooth picture of 150 x 211 pixels."""
+    y, x = np.mgrid[:150, :211]
+    shades = [np.sin(x / 9 + y / 31), np.cos(y / 13), np.sin((x + y) / 17)]
+    path = tmp_path_factory.mktemp("picture") / 'a "picture".ppm'
+    Image.fromarray((np.stack(shades, -1) * 127 + 128).astype(np.uint8)).save(path)
+    return path
+
+
+def _check(found: Detections, written: Path, picture: Path) -> None:
+    """The JSON holds exactly what Python found."""
+    answer = json.loads(written.read_text())
+    assert answer["images"] == [{"id": 1, "file_name": str(picture), "height": 150, "width": 211}]
+    assert [category["name"] for category in answer["categories"]] == list(found.class_names)
+    assert [category["id"] for category in answer["categories"]] == list(found.category_ids)
+    expected = found.to_coco(1)
+    assert len(expected) > 5
+    assert len(answer["annotations"]) == len(expected)
+    for one, wanted in zip(answer["annotations"], expected, strict=True):
+        assert one["segmentation"] == wanted["segmentation"]
+        assert one["category_id"] == wanted["category_id"]
+        assert np.float32(one["score"]) == np.float32(wanted["score"])
+        assert one["bbox"] == pytest.approx(wanted["bbox"], abs=1e-6)
+
+
+def _check_overlay(found: Detections, overlay: Path, picture: Path) -> None:
+    """The overlay differs from the picture on masks and box outlines only."""
+    drawn, plain = np.asarray(Image.open(overlay)), np.asarray(Image.open(picture))
+    assert drawn.shape == plain.shape
+    changed = (drawn != plain).any(-1)
+    assert changed[found.dense().any(0)].mean() > 0.9
+    boxed = np.zeros_like(changed)
+    for x0, y0, x1, y1 in found.xyxy.astype(int).tolist():
+        boxed[y0 : y1 + 1, x0 : x1 + 1] = True
+    assert not changed[~boxed].any()
+
+
+def test_openvino_in_cxx_answers_like_python(
+    programs: Path, xml: Path, picture: Path, tmp_path: Path
+) -> None:
+    overlay, written = tmp_path / "overlay.png", tmp_path / "found.json"
+    said = run(programs / "openvino_cpp", xml, picture, overlay, written, "0.3")
+    found = Segmenter(xml, conf=0.3)(np.asarray(Image.open(picture)))
+    assert said == f"{len(found)} instances\n"
+    _check(found, written, picture)
+    _check_overlay(found, overlay, picture)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_other_image_files_are_read_where_their_library_was_found(
+    kind: str, programs: Path, xml: Path, picture: Path, tmp_path: Path
+) -> None:
+    library = {"png": "PNG", "jpg": "JPEG"}[kind]
+    if f"HAVE_{library}" not in (programs / "CMakeFiles/common.dir/flags.make").read_text():
+        pytest.skip(f"needs Debian package lib{library.lower()}-dev")
+    image = tmp_path / f"picture.{kind}"
+    Image.open(picture).save(image)
+    run(programs / "openvino_cpp", xml, image, tmp_path / "o.png", tmp_path / "o.json", "0.3")
+    found = Segmenter(xml, conf=0.3)(np.asarray(Image.open(image)))
+    answer = json.loads((tmp_path / "o.json").read_text())["annotations"]
+    if kind == "png":
+        assert [one["segmentation"] for one in answer] == found.rle()
+    else:
+        # decoders may differ by a grey level
+        assert len(answer) == pytest.approx(len(found), abs=5)
+
+
+def test_the_frame_loop_keeps_its_budget_by_dropping(
+    programs: Path, xml: Path, picture: Path
+) -> None:
+    # 2000 frames a second are more than can be answered on a machine that is busy otherwise; what
+    # is not answered is dropped
+    said = run(programs / "frame_loop", xml, picture, "200", "2000", "50")
+    counts = re.match(r"(\d+) answered, (\d+) overwritten, (\d+) too old, (\d+) answers over", said)
+    assert counts is not None, said
+    answered, overwritten, too_old, _ = map(int, counts.groups())
+    assert answered + overwritten + too_old == 200
+    assert answered > 0
+    times = re.search(r"p50 ([\d.]+) ms, p99 ([\d.]+) ms", said)
+    assert times is not None
+    assert 0 < float(times[1]) <= float(times[2])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "usage"),
+        (("none.xml", "PICTURE", "o.png", "o.json"), "none.xml"),
+        (("XML", "none.ppm", "o.png", "o.json"), "cannot be opened"),
+        (("XML", "XML", "o.png", "o.json"), "neither PPM"),
+        (("XML", "PICTURE", "none/o.png", "o.json"), "cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    words: tuple[str, ...], message: str, programs: Path, xml: Path, picture: Path, tmp_path: Path
+) -> None:
+    known = {"XML": str(xml), "PICTURE": str(picture)}
+    command = [str(programs / "openvino_cpp"), *(known.get(word, word) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+
+
+def test_a_file_of_others_is_refused(programs: Path, picture: Path, tmp_path: Path) -> None:
+    folder = write_openvino(tmp_path / "foreign", 4, None)
+    files = [str(programs / "openvino_cpp"), str(folder / "small.xml"), str(picture)]
+    done = subprocess.run([*files, "o.png", "o.json"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "was not exported by boxseg" in done.stderr
+
+
+def test_onnxruntime_in_c_answers_like_python(
+    programs: Path, picture: Path, tmp_path: Path
+) -> None:
+    if not os.environ.get("ONNXRUNTIME_ROOT"):
+        pytest.skip("needs ONNX Runtime's C API: set ONNXRUNTIME_ROOT to an unpacked release")
+    pytest.importorskip("onnxruntime")
+    model = write_onnx(tmp_path / "small.onnx", dense_outputs(4), describe())
+    overlay, written = tmp_path / "overlay.png", tmp_path / "found.json"
+    run(programs / "onnxruntime_c", model, picture, overlay, written, "0.3")
+    found = Segmenter(model, conf=0.3)(np.asarray(Image.open(picture)))
+    _check(found, written, picture)
+    _check_overlay(found, overlay, picture)
