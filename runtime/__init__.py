@@ -1,6 +1,7 @@
 """Frame in, instances out: numpy and C, no torch.
 
 segmenter.py     Segmenter(path)(frame) -> Detections, with a time per stage
+stream.py        the same for a camera: submit a frame, take an answer
 detections.py    instances of a frame: boxes, scores, masks in any form
 preprocess.py    letterbox and resize
 backends.py      ONNX Runtime and OpenVINO behind one small protocol
@@ -28,8 +29,10 @@ from boxseg.runtime.preprocess import (
     resize_bilinear,
 )
 from boxseg.runtime.segmenter import Segmenter
+from boxseg.runtime.stream import Answer, Stream, StreamClosedError
 
 __all__ = [
+    "Answer",
     "Backend",
     "Crop",
     "Detections",
@@ -40,6 +43,8 @@ __all__ = [
     "Postprocessor",
     "Segmenter",
     "ShortLong",
+    "Stream",
+    "StreamClosedError",
     "letterbox",
     "open_backend",
     "resize_bilinear",

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """A graph on an engine.
 
-    `metadata` is a Metadata or the dict that it is read from.
+    `metadata` is a Metadata or the dict that it is read from. One that has an attribute `batches`
+    and sets it True takes several images per run.
     """
 
     @property
@@ -148,6 +149,7 @@ class OnnxRuntimeBackend:
             graph_input.type.removeprefix("tensor(").removesuffix(")"),
             [side if isinstance(side, int) else None for side in graph_input.shape],
         )
+        self.batches = not isinstance(graph_input.shape[0], int)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @staticmethod
@@ -247,6 +249,7 @@ class OpenVinoBackend:
                 f"device {wanted} was not obtained: OpenVINO runs on {', '.join(running)}"
             )
         self.device = wanted.lower()
+        self.batches = model.inputs[0].partial_shape[0].is_dynamic
         self._request = self._compiled.create_infer_request()
         self._names = [output.get_any_name() for output in self._compiled.outputs]
 

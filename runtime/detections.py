@@ -110,13 +110,17 @@ class Detections:
         """Give each mask cut to the smallest rectangle around it."""
         return [_crop(counts, self.height, self.width) for counts in self.counts]
 
-    def dense(self) -> NDArray[np.bool_]:
-        """Give all masks in full size, (N, H, W); N times H times W bytes."""
-        out = np.zeros((len(self), self.height, self.width), np.uint8)
+    def dense(self, out: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+        """Give all masks in full size, (N, H, W); N times H times W bytes.
+
+        Args:
+            out: C-contiguous array of this shape to write into; None makes one.
+        """
+        out = _cleared(out, (len(self), self.height, self.width), np.dtype(np.bool_))
         window = (0, 0, self.width, self.height)
-        for counts, mask in zip(self.counts, out, strict=True):
+        for counts, mask in zip(self.counts, out.view(np.uint8), strict=True):
             _native.rle_paint(counts, self.height, self.width, window, 1, mask)
-        return out.view(np.bool_)
+        return out
 
     def label_image(self) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """Give one picture of all masks, (H, W): 0 is background, i + 1 is instance i.
@@ -173,6 +177,20 @@ class Detections:
             "class_id": self.labels.astype(int),
             "data": {"class_name": names},
         }
+
+
+def _cleared(
+    out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return the caller's array filled with zeros, or a new one."""
+    if out is None:
+        return np.zeros(shape, dtype)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out must be a C-contiguous {dtype} array {shape}, got {out.dtype} {out.shape}"
+        )
+    out.fill(0)
+    return out
 
 
 def _crop(counts: bytes, height: int, width: int) -> Crop:

@@ -5,7 +5,9 @@ H x W pixels of the frame, H' x W' of the network's input.
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from boxseg.runtime.detections import Detections
 from boxseg.runtime.metadata import Metadata
 from boxseg.runtime.postprocess import Postprocessor
 from boxseg.runtime.preprocess import Colour, Fit, Letterboxer
+from boxseg.runtime.stream import Stream, WhenFull
 
 
 class Segmenter:
@@ -25,7 +28,9 @@ class Segmenter:
         segmenter = Segmenter("best.onnx")
         for instance in segmenter(frame): ...
 
+    `batch` takes several frames at once, `stream` a camera's frames without waiting for each.
     Buffers are made once and follow the largest frame seen, so one Segmenter serves one thread.
+    Answers never share memory with them.
 
     Attributes:
         metadata: What the file says about itself.
@@ -92,32 +97,78 @@ class Segmenter:
         Raises:
             ValueError: if the frame is of another type or shape.
         """
-        start = time.perf_counter()
-        self._fit_input(frame)
-        _, plan = self._letterboxer(frame, self._input[0], colour=colour)
-        boxed = time.perf_counter()
-        outputs = self.backend.run(self._input)
-        ran = time.perf_counter()
-        kept = self.postprocessor.select(outputs, plan)
-        selected = time.perf_counter()
-        found = self.postprocessor.masks(outputs, plan, kept)
-        end = time.perf_counter()
-        times = {
-            "letterbox": (boxed - start) * 1e3,
-            "engine": (ran - boxed) * 1e3,
-            "select": (selected - ran) * 1e3,
-            "masks": (end - selected) * 1e3,
-            "total": (end - start) * 1e3,
-        }
-        return replace(found, times_ms=times)
+        return self._segment([frame], colour)[0]
 
-    def _fit_input(self, frame: NDArray[np.uint8]) -> None:
-        """Make the input buffer anew where its size follows the frame."""
+    def batch(
+        self, frames: Iterable[NDArray[np.uint8]], *, colour: Colour = "RGB"
+    ) -> list[Detections]:
+        """Find the instances of several frames.
+
+        They share runs of the engine if the file takes several images at once and their inputs have
+        one size; else they run one after the other.
+
+        Args:
+            frames: As for one frame; sizes may differ.
+            colour: Channel order of all frames.
+
+        Returns:
+            One answer per frame, in their order. The engine's time is shared out evenly among the
+            frames of a run, so that all totals add up to the time of the work.
+
+        Raises:
+            ValueError: if a frame is of another type or shape.
+        """
+        found: list[Detections] = []
+        for _, group in itertools.groupby(frames, self._input_size):
+            members = list(group)
+            step = len(members) if getattr(self.backend, "batches", False) else 1
+            for first in range(0, len(members), step):
+                found += self._segment(members[first : first + step], colour)
+        return found
+
+    def stream(self, *, depth: int = 2, when_full: WhenFull = "drop_oldest") -> Stream:
+        """Run frames in a thread of their own; see `Stream`."""
+        return Stream(self, depth=depth, when_full=when_full)
+
+    def _segment(self, frames: list[NDArray[np.uint8]], colour: Colour) -> list[Detections]:
+        """Answer frames of one input size with one run of the engine."""
+        start = time.perf_counter()
+        images = self._room(len(frames), self._input_size(frames[0]))
+        plans, boxed = [], [start]
+        for frame, image in zip(frames, images, strict=True):
+            plans.append(self._letterboxer(frame, image, colour=colour)[1])
+            boxed.append(time.perf_counter())
+        outputs = self.backend.run(images)
+        end = time.perf_counter()
+        engine = (end - boxed[-1]) / len(frames)
+        answers = []
+        for i, plan in enumerate(plans):
+            ran = end
+            own = {name: values[i : i + 1] for name, values in outputs.items()}
+            kept = self.postprocessor.select(own, plan)
+            selected = time.perf_counter()
+            found = self.postprocessor.masks(own, plan, kept)
+            end = time.perf_counter()
+            times = {
+                "letterbox": (boxed[i + 1] - boxed[i]) * 1e3,
+                "engine": engine * 1e3,
+                "select": (selected - ran) * 1e3,
+                "masks": (end - selected) * 1e3,
+            }
+            answers.append(replace(found, times_ms={**times, "total": sum(times.values())}))
+        return answers
+
+    def _input_size(self, frame: NDArray[np.uint8]) -> tuple[int, int]:
         if frame.ndim not in (2, 3) or frame.size == 0:
             raise ValueError(
                 f"a frame must be a non-empty uint8 array (H, W) or (H, W, channels), "
                 f"got {frame.dtype} {frame.shape}"
             )
         plan = self._letterboxer.plan(frame.shape[0], frame.shape[1])
-        if self._input.shape[1:3] != (plan.height, plan.width):
-            self._input = np.empty((1, plan.height, plan.width, 3), np.uint8)
+        return plan.height, plan.width
+
+    def _room(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return the input buffer of some images, made anew where it has another size."""
+        if self._input.shape[1:3] != size or len(self._input) < count:
+            self._input = np.empty((count, *size, 3), np.uint8)
+        return self._input[:count]

@@ -173,6 +173,26 @@ def test_supervisions_arguments_need_no_supervision() -> None:
     assert arguments["data"]["class_name"].tolist() == ["star", "ring", "star"]
 
 
+def test_supervision_takes_the_arguments() -> None:
+    supervision = pytest.importorskip("supervision")
+    masks = _random_masks(3)
+    given = supervision.Detections(**_detections(masks).to_supervision())
+    assert len(given) == 3
+    assert np.array_equal(given.mask, masks)
+    assert given.class_id.tolist() == [0, 1, 0]
+
+
+def test_dense_masks_fill_the_callers_array() -> None:
+    masks = _random_masks(4)
+    found = _detections(masks)
+    room = np.ones(masks.shape, bool)
+    assert found.dense(out=room) is room
+    assert np.array_equal(room, masks)
+    for bad in (np.zeros((3, 9, 13), bool), np.zeros(masks.shape, np.uint8), room[:, ::-1]):
+        with pytest.raises(ValueError, match="out must be a C-contiguous bool array"):
+            found.dense(out=bad)
+
+
 def test_lengths_that_do_not_agree_are_named() -> None:
     found = _detections(_random_masks(2))
     with pytest.raises(ValueError, match=r"scores must have shape \(2,\)"):

@@ -100,6 +100,53 @@ def test_answers_outlive_the_next_frame() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+class Batcher(Recorder):
+    """Takes several images per run; each one's outputs follow its first pixel."""
+
+    batches = True
+
+    def run(self, image: NDArray[np.uint8]) -> Outputs:
+        self.images.append(image.copy())
+        _, height, width, _ = image.shape
+        seeds = image[:, 0, 0, 0].tolist()
+        each = [dense_outputs(seed, height=height, width=width) for seed in seeds]
+        return {name: np.concatenate([outputs[name] for outputs in each]) for name in each[0]}
+
+
+def test_a_batch_answers_like_its_frames() -> None:
+    frames = [np.full((60 + 10 * i, 90, 3), i, np.uint8) for i in range(3)]
+    backend = Batcher()
+    segmenter = Segmenter(backend, conf=0.3)
+    expected = [segmenter(frame) for frame in frames]
+    runs = len(backend.images)
+    found = segmenter.batch(iter(frames))
+    assert len(backend.images) == runs + 1
+    assert backend.images[-1].shape == (3, 96, 160, 3)
+    assert [one.counts for one in found] == [one.counts for one in expected]
+    assert [one.size for one in found] == [one.size for one in expected]
+    assert found[0].times_ms["engine"] == found[2].times_ms["engine"]
+    assert segmenter.batch([]) == []
+    assert segmenter(frames[1]).counts == expected[1].counts
+
+
+def test_a_file_of_one_image_takes_a_batch_in_turn() -> None:
+    backend = Recorder()
+    segmenter = Segmenter(backend, conf=0.3)
+    found = segmenter.batch([_frame(50, 60), _frame(70, 80)])
+    assert [image.shape[0] for image in backend.images[-2:]] == [1, 1]
+    assert [one.size for one in found] == [(50, 60), (70, 80)]
+    with pytest.raises(ValueError, match="non-empty"):
+        segmenter.batch([_frame(50, 60), np.zeros((0, 3), np.uint8)])
+
+
+def test_frames_of_a_batch_with_other_input_sizes_run_apart() -> None:
+    backend = Batcher(imgsz={"rule": "short_long", "short": 64, "long": 160})
+    sizes = [(128, 200), (128, 200), (200, 128)]
+    found = Segmenter(backend).batch([_frame(*size) for size in sizes])
+    assert [image.shape[:3] for image in backend.images] == [(2, 64, 128), (1, 128, 64)]
+    assert [one.size for one in found] == sizes
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_give_the_same_masks_as_numpy(engine: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="the small graph is built with onnx")
@@ -114,6 +161,7 @@ def test_engines_give_the_same_masks_as_numpy(engine: str, tmp_path: Path) -> No
     assert found.counts == expected.counts
     assert np.array_equal(found.scores, expected.scores)
     assert segmenter.backend.name == engine
+    assert getattr(segmenter.backend, "batches", None) is False  # the graph's batch is fixed
 
 
 def test_bad_frames_and_options_are_named() -> None:
