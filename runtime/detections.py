@@ -46,6 +46,7 @@ class Detections:
         score0: Scores of the detection alone, (N,).
         mask_scores: Mean probability inside the masks, (N,).
         areas: Pixels of the masks, (N,).
+        complete: False if a time budget ended the work before all instances were there.
         times_ms: Milliseconds per stage: letterbox, engine, select, masks and their total.
     """
 
@@ -60,6 +61,7 @@ class Detections:
     score0: NDArray[np.float32]
     mask_scores: NDArray[np.float32]
     areas: NDArray[np.int64]
+    complete: bool = True
     times_ms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -356,7 +356,7 @@ def _head_case(count: int = 100) -> Case:
 
     def call(model: Any, scratch: NDArray[np.uint8], text: NDArray[np.uint8]) -> int:
         # heads and mask scores are computed, but no score is as high as this: nothing is encoded
-        n, _ = _native.masks(
+        n, _, _ = _native.masks(
             model, outputs["parameters"], outputs["mask_features"], len(places), False,
             plan.as_tuple(), candidates, count, 1 - 1e-7, scratch, instances, text,
         )  # fmt: skip

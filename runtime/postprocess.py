@@ -6,6 +6,7 @@ N instances. One image at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -120,6 +121,7 @@ class Postprocessor:
         self._mask_scratch = np.empty(0, np.uint8)
         self._text = np.empty(0, np.uint8)
         self._plan: Letterbox | None = None
+        self._selected_all = True
 
     def _shapes(self, plan: Letterbox) -> dict[str, tuple[int, ...]]:
         locations = _native.location_count(self._model, plan.height, plan.width)
@@ -168,18 +170,21 @@ class Postprocessor:
             self._text = np.empty(text, np.uint8)
         self._plan = plan
 
-    def select(self, outputs: Outputs, plan: Letterbox) -> NDArray[np.void]:
+    def select(
+        self, outputs: Outputs, plan: Letterbox, *, budget_ms: float = math.inf
+    ) -> NDArray[np.void]:
         """Find the candidates that survive suppression.
 
         Args:
             outputs: Arrays of `NAMES` for one image, batch axis included.
             plan: Where the frame lies in the input.
+            budget_ms: Stop after this long with the best up to then.
 
         Returns:
             Items of CANDIDATE, best first; a view that holds until the next call.
         """
         given = self._checked(outputs, plan)
-        n, _ = _native.select_dense(
+        n, self._selected_all = _native.select_dense(
             self._model,
             given["class_logits"],
             given["quality_logits"],
@@ -187,23 +192,32 @@ class Postprocessor:
             plan.as_tuple(),
             self._select_scratch,
             self._candidates,
+            budget_ms,
         )
         return self._candidates[:n]
 
-    def masks(self, outputs: Outputs, plan: Letterbox, candidates: NDArray[np.void]) -> Detections:
+    def masks(
+        self,
+        outputs: Outputs,
+        plan: Letterbox,
+        candidates: NDArray[np.void],
+        *,
+        budget_ms: float = math.inf,
+    ) -> Detections:
         """Decode, score and encode the masks of candidates.
 
         Args:
             outputs: What `select` got.
             plan: What `select` got.
             candidates: What `select` gave.
+            budget_ms: Stop after this long with the instances up to then.
 
         Returns:
             Detections in frame pixels, by final score.
         """
         self._prepare(plan)
         parameters = outputs["parameters"]
-        n, _, _ = _native.masks(
+        n, _, complete = _native.masks(
             self._model,
             np.ascontiguousarray(parameters),
             np.ascontiguousarray(outputs["mask_features"]),
@@ -216,6 +230,7 @@ class Postprocessor:
             self._mask_scratch,
             self._instances,
             self._text,
+            budget_ms,
         )
         found = self._instances[:n]
         starts = found["text_offset"].tolist()
@@ -235,6 +250,7 @@ class Postprocessor:
             score0=found["score0"].copy(),
             mask_scores=found["mask_score"].copy(),
             areas=found["area"].astype(np.int64),
+            complete=complete and self._selected_all,
         )
 
     def __call__(self, outputs: Outputs, plan: Letterbox) -> Detections:

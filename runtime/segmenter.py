@@ -6,6 +6,7 @@ H x W pixels of the frame, H' x W' of the network's input.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -45,6 +46,7 @@ class Segmenter:
         conf: float = 0.5,
         iou: float | None = None,
         max_det: int | None = None,
+        budget_ms: float | None = None,
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
@@ -56,6 +58,9 @@ class Segmenter:
                 products (see the metadata), so 0.5 asks for a product of 0.25.
             iou: Suppress above this IoU, [0, 1]; None is the file's.
             max_det: Instances per frame, at least 1; None is the file's.
+            budget_ms: Milliseconds for all that follows the engine, per frame; the answer then is
+                what was ready, and its `complete` says whether that is everything. None is no
+                limit.
             device: Where to run a file; None is the CPU. One that is not obtained is an error.
             threads: Of the engine, for a file; None leaves it to the engine.
 
@@ -76,6 +81,9 @@ class Segmenter:
             described if isinstance(described, Metadata) else Metadata.from_dict(described)
         )
         self.postprocessor = Postprocessor(self.metadata, conf=conf, iou=iou, max_det=max_det)
+        if budget_ms is not None and not budget_ms > 0:
+            raise ValueError(f"budget_ms must be above 0, got {budget_ms}")
+        self._budget_ms = math.inf if budget_ms is None else budget_ms
         self._letterboxer = Letterboxer(self.metadata.imgsz, padding=self.metadata.padding)
         self._input = np.empty((1, 0, 0, 3), np.uint8)
         if isinstance(self.metadata.imgsz, Fit):
@@ -145,9 +153,10 @@ class Segmenter:
         for i, plan in enumerate(plans):
             ran = end
             own = {name: values[i : i + 1] for name, values in outputs.items()}
-            kept = self.postprocessor.select(own, plan)
+            kept = self.postprocessor.select(own, plan, budget_ms=self._budget_ms)
             selected = time.perf_counter()
-            found = self.postprocessor.masks(own, plan, kept)
+            left_ms = self._budget_ms - (selected - ran) * 1e3
+            found = self.postprocessor.masks(own, plan, kept, budget_ms=left_ms)
             end = time.perf_counter()
             times = {
                 "letterbox": (boxed[i + 1] - boxed[i]) * 1e3,

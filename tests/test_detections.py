@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,8 @@ def test_dense_masks_fill_the_callers_array() -> None:
     room = np.ones(masks.shape, bool)
     assert found.dense(out=room) is room
     assert np.array_equal(room, masks)
-    for bad in (np.zeros((3, 9, 13), bool), np.zeros(masks.shape, np.uint8), room[:, ::-1]):
+    bytes_: NDArray[Any] = np.zeros(masks.shape, np.uint8)
+    for bad in (np.zeros((3, 9, 13), bool), bytes_, room[:, ::-1]):
         with pytest.raises(ValueError, match="out must be a C-contiguous bool array"):
             found.dense(out=bad)
 

@@ -147,6 +147,21 @@ def test_frames_of_a_batch_with_other_input_sizes_run_apart() -> None:
     assert [one.size for one in found] == sizes
 
 
+def test_a_time_budget_ends_the_work_with_what_is_ready() -> None:
+    frame = _frame(96, 160)
+    everything = Segmenter(Recorder(), conf=0.0)(frame)
+    plenty = Segmenter(Recorder(), conf=0.0, budget_ms=1e6)(frame)
+    nothing = Segmenter(Recorder(), conf=0.0, budget_ms=1e-6)(frame)
+    assert everything.complete
+    assert plenty.complete
+    assert plenty.counts == everything.counts
+    assert not nothing.complete
+    assert len(nothing) < len(everything)
+    assert not nothing[:0].complete
+    with pytest.raises(ValueError, match="budget_ms must be above 0, got 0"):
+        Segmenter(Recorder(), budget_ms=0)
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_give_the_same_masks_as_numpy(engine: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="the small graph is built with onnx")
