@@ -21,21 +21,28 @@ def _nms(
     score: float = -math.inf,
     max_keep: int = 10**6,
 ) -> list[int]:
+    """Suppress at every level of the machine, which must agree."""
     class_count = 1 if classes is None else 80
     scratch = np.empty(_native.nms_scratch_size(len(scores), class_count), np.uint8)
-    keep = np.zeros(len(scores), np.uint32)
-    n = _native.nms(
-        np.asarray(boxes, np.float32).reshape(-1, 4),
-        np.asarray(scores, np.float32),
-        None if classes is None else classes.astype(np.uint32),
-        class_count,
-        iou,
-        score,
-        max_keep,
-        scratch,
-        keep,
-    )
-    return [int(i) for i in keep[:n]]
+    found = []
+    for level in range(1, len(_native.simd_levels()) + 1):
+        scratch.fill(255)  # what an earlier call left must not matter
+        keep = np.zeros(len(scores), np.uint32)
+        n = _native.nms(
+            np.asarray(boxes, np.float32).reshape(-1, 4),
+            np.asarray(scores, np.float32),
+            None if classes is None else classes.astype(np.uint32),
+            class_count,
+            iou,
+            score,
+            max_keep,
+            scratch,
+            keep,
+            level,
+        )
+        found.append([int(i) for i in keep[:n]])
+    assert all(other == found[0] for other in found)
+    return found[0]
 
 
 def _crowd(rng: np.random.Generator, n: int) -> tuple[Floats, Floats, NDArray[np.integer]]:

@@ -1,23 +1,35 @@
-/* The part of suppression that starts from boxes in order. */
+/* The part of suppression that starts from keys in order. */
 #ifndef BXS_NMS_H
 #define BXS_NMS_H
 
 #include "boxseg.h"
 
-/* Boxes kept so far, per class in chunks of columns. */
+#define BXS_FLOAT_MAX 3.402823466e38f
+
+/* Boxes kept so far. */
 typedef struct bxs_kept bxs_kept;
 
-size_t bxs_kept_size(size_t capacity, uint32_t class_count);
-bxs_kept *bxs_kept_open(void *memory, size_t capacity, uint32_t class_count, double iou_threshold);
+/* Where the box and the class of an index are. */
+typedef struct {
+    const float *boxes;      /* rows of 4 */
+    const uint32_t *classes; /* of each row, which is the index; or NULL: then the row is
+                                index / columns and the class index % columns */
+    uint32_t columns;
+} bxs_pairs;
 
-/* Adds the box and returns 1, or returns 0 if a kept box of its class suppresses it. */
-int bxs_kept_offer(bxs_kept *kept, const float box[4], uint32_t class_index);
+size_t bxs_kept_size(size_t capacity, uint32_t class_count);
+bxs_kept *bxs_kept_open(void *memory, size_t capacity, uint32_t class_count, double iou_threshold,
+                        bxs_simd level);
+
+/* Visits n sorted keys and keeps up to `room` boxes. The keys of those that it keeps are moved to
+ * the front; returns how many there are. The capacity holds over all visits. */
+size_t bxs_kept_visit(bxs_kept *kept, const bxs_pairs *pairs, uint64_t *keys, size_t n,
+                      size_t room);
 
 /* Whether all sides are finite and none is empty. */
 static inline int bxs_box_is_valid(const float box[4]) {
-    const float limit = 3.402823466e38f;
     for (int i = 0; i < 4; i++) {
-        if (!(box[i] >= -limit && box[i] <= limit)) {
+        if (!(box[i] >= -BXS_FLOAT_MAX && box[i] <= BXS_FLOAT_MAX)) {
             return 0;
         }
     }

@@ -7,6 +7,7 @@
 #include "nms.h"
 #include "order.h"
 #include "sigmoid.h"
+#include "simd.h"
 
 #define POLLED_EVERY 64 /* candidates */
 #define FINITE_LIMIT 3.402823466e38f
@@ -220,15 +221,19 @@ bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *dense,
     bxs_arena arena = bxs_arena_open(scratch);
     best list;
     scan(model, dense, map, &arena, &list);
-    bxs_kept *boxes = bxs_kept_open(arena.next, model->max_det, model->classes, model->nms_iou);
+    const bxs_pairs pairs = {dense->boxes, NULL, model->classes};
+    bxs_kept *boxes = bxs_kept_open(arena.next, model->max_det, model->classes, model->nms_iou,
+                                    bxs_simd_level(model->simd));
     *n = 0;
-    for (size_t i = 0; i < list.n && *n < model->max_det; i++) {
-        if (i % POLLED_EVERY == 0 && bxs_expired(deadline)) {
+    for (size_t i = 0; i < list.n && *n < model->max_det; i += POLLED_EVERY) {
+        if (bxs_expired(deadline)) {
             return BXS_ERROR_DEADLINE;
         }
-        bxs_candidate candidate = candidate_of(model, dense, map, list.keys[i]);
-        if (bxs_kept_offer(boxes, candidate.box, candidate.class_index)) {
-            kept[(*n)++] = candidate;
+        const size_t part = list.n - i < POLLED_EVERY ? list.n - i : POLLED_EVERY;
+        const size_t found =
+            bxs_kept_visit(boxes, &pairs, list.keys + i, part, model->max_det - *n);
+        for (size_t j = 0; j < found; j++) {
+            kept[(*n)++] = candidate_of(model, dense, map, list.keys[i + j]);
         }
     }
     return BXS_OK;
