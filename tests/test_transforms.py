@@ -136,6 +136,19 @@ def test_every_draw_follows_from_seed_epoch_and_index() -> None:
     ]
 
 
+def test_one_size_per_batch_is_drawn_by_step_and_flips_by_image() -> None:
+    geometry = Geometry((32, 48, 64, 80), 640, size_per="batch", seed=3)
+    by_image = Geometry((32, 48, 64, 80), 640, seed=3)
+    sizes = []
+    for step in range(40):
+        draws = [geometry.draw(epoch=1, index=index, step=step) for index in range(6)]
+        assert len({short for short, _ in draws}) == 1
+        assert [flip for _, flip in draws] == [by_image.draw(1, index)[1] for index in range(6)]
+        sizes.append(draws[0][0])
+    assert set(sizes) == {32, 48, 64, 80}
+    assert sizes == [geometry.draw(0, 0, step)[0] for step in range(40)]
+
+
 def test_depth_is_sampled_at_stride_4_centres_with_one_scale_per_axis() -> None:
     # Image 8 x 14, map 4 x 7: one map cell per two pixels, cell centres at (2j + 1, 2i + 1).
     # Image centres x 2, 6, 10 (14 would be the next edge, so a fourth at 14) lie half way between

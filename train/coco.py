@@ -494,9 +494,11 @@ class CocoBoxes(Dataset[Sample]):
             annotated = replace(annotated, depth=depth)
         return annotated
 
-    def sample(self, index: int, *, epoch: int) -> Sample:
-        """One image as an epoch sees it, scaled and perhaps flipped, with its targets."""
-        return self._transform(self.load(index), self._mirrored, epoch=epoch, index=index)
+    def sample(self, index: int, *, epoch: int, step: int = 0) -> Sample:
+        """One image as a step of an epoch sees it, scaled and perhaps flipped, with its targets."""
+        return self._transform(
+            self.load(index), self._mirrored, epoch=epoch, index=index, step=step
+        )
 
     def __getitem__(self, index: int) -> Sample:
         """One image as the first epoch sees it."""

@@ -22,10 +22,11 @@ from boxseg.train.transforms import Batch, Sample, collate
 
 @dataclass(frozen=True)
 class SampleKey:
-    """One image of one epoch."""
+    """One image of one epoch, for one optimizer step."""
 
     epoch: int
     index: int
+    step: int
 
 
 def image_order(seed: int, epoch: int, images: int) -> npt.NDArray[np.int64]:
@@ -87,7 +88,7 @@ class StepSampler(Sampler[list[SampleKey]]):
                 epoch, place = divmod(position, self._images)
                 if epoch != drawn_epoch:
                     drawn_epoch, order = epoch, image_order(self._seed, epoch, self._images)
-                keys.append(SampleKey(epoch, int(order[place])))
+                keys.append(SampleKey(epoch, int(order[place]), step))
             yield keys[self._share]
 
 
@@ -112,7 +113,7 @@ class KeyedSamples(Dataset["Sample | Unreadable"]):
     def __getitem__(self, key: SampleKey) -> Sample | Unreadable:
         """Return the image as the epoch sees it."""
         try:
-            return self._images.sample(key.index, epoch=key.epoch)
+            return self._images.sample(key.index, epoch=key.epoch, step=key.step)
         except DataError as error:
             return Unreadable(str(error))
 

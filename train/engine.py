@@ -403,6 +403,7 @@ class Engine:
                 short_sides=data.short_sides,
                 long_side=data.long_side,
                 flip=data.flip,
+                size_per=data.size_per,
                 seed=self.recipe.seed,
             ),
             classes=data.classes,

@@ -111,7 +111,10 @@ class DataRecipe(_Section):
     """How images are drawn and resized."""
 
     short_sides: Annotated[tuple[int, ...], Field(min_length=1)] = (640, 672, 704, 736, 768, 800)
-    """Short sides in pixels; one is drawn per image."""
+    """Short sides in pixels, from which one is drawn."""
+    size_per: Literal["image", "batch"] = "image"
+    """Draw a short side for each image, or one for all images of a step, which are padded to the
+    largest of them: one size for all spares that padding."""
     long_side: int = Field(default=1333, ge=32)
     """The long side is never longer than this, in pixels."""
     flip: Annotated[Literal["off", "on"] | dict[str, str], BeforeValidator(_flip_setting)] = "on"

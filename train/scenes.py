@@ -148,7 +148,7 @@ def _object_tones(random: _Random, label: int, ground: Sequence[Sequence[float]]
         hue = _CLASS_HUES[label] + random.uniform(-16, 16)
         tones = [
             _polar_tone(first, random.uniform(24, 42), hue),
-            _polar_tone(second, random.uniform(4, 26), random.uniform(0, 360)),
+            _polar_tone(second, random.uniform(16, 34), hue + random.uniform(-40, 40)),
         ]
         if random.random() < 0.3:
             tones.append(_polar_tone(middle, random.uniform(26, 42), hue))

@@ -142,8 +142,12 @@ def _check_pairs(pairs: Mapping[str, str]) -> None:
         raise ValueError(f"data.flip names {twice[0]!r} more than once; a class has one mirror")
 
 
+_SIZE_STREAM = 0x512E
+"""Parts the draws that a step makes from those that an image makes."""
+
+
 class Geometry:
-    """Multi-scale and horizontal flip; every draw comes from (seed, epoch, index) alone.
+    """Multi-scale and horizontal flip; every draw comes from (seed, epoch, index, step) alone.
 
     A sample thus depends neither on the number of workers nor on what was loaded before it, and a
     resumed run sees what the uninterrupted one would have seen.
@@ -155,6 +159,7 @@ class Geometry:
         long_side: int,
         *,
         flip: FlipRule = "on",
+        size_per: Literal["image", "batch"] = "image",
         seed: int = 0,
     ) -> None:
         """Keep the rule.
@@ -164,6 +169,7 @@ class Geometry:
             long_side: Greatest length of the long side in pixels.
             flip: "off"; "on" (one image in two); or {left class: right class}: as "on", and a
                 flip swaps the two classes of each pair.
+            size_per: Draw a short side for each image, or one for all images of a step.
             seed: Seed of the run.
         """
         if not short_sides or min(short_sides) < 1:
@@ -184,6 +190,7 @@ class Geometry:
         self.short_sides = tuple(short_sides)
         self.long_side = long_side
         self.flip: FlipRule = flip if isinstance(flip, str) else dict(flip)
+        self.size_per = size_per
         self.seed = seed
 
     def mirrored_labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -209,17 +216,27 @@ class Geometry:
             table[first], table[second] = second, first
         return table
 
-    def draw(self, epoch: int, index: int) -> tuple[int, bool]:
-        """Short side in pixels and whether to flip, for one image of one epoch."""
+    def draw(self, epoch: int, index: int, step: int = 0) -> tuple[int, bool]:
+        """Short side in pixels and whether to flip, for one image of one epoch in one step."""
         generator = np.random.Generator(
             np.random.PCG64(np.random.SeedSequence((self.seed, epoch, index)))
         )
-        short = self.short_sides[int(generator.integers(len(self.short_sides)))]
+        place = int(generator.integers(len(self.short_sides)))
         flipped = bool(generator.random() < 0.5)
-        return short, flipped and self.flip != "off"
+        if self.size_per == "batch":
+            sequence = np.random.SeedSequence((self.seed, step, _SIZE_STREAM))
+            shared = np.random.Generator(np.random.PCG64(sequence))
+            place = int(shared.integers(len(self.short_sides)))
+        return self.short_sides[place], flipped and self.flip != "off"
 
     def __call__(
-        self, frame: AnnotatedImage, mirrored: NDArray[np.int64], *, epoch: int, index: int
+        self,
+        frame: AnnotatedImage,
+        mirrored: NDArray[np.int64],
+        *,
+        epoch: int,
+        index: int,
+        step: int = 0,
     ) -> Sample:
         """Scale and perhaps mirror an image together with its targets.
 
@@ -228,11 +245,12 @@ class Geometry:
             mirrored: What `mirrored_labels` returned, (C,).
             epoch: Epoch of the run, from 0.
             index: Index of the image in its data set.
+            step: Optimizer step that the sample is for, from 0.
 
         Returns:
             The scaled sample. Boxes are multiplied by new / old of each axis.
         """
-        short, flipped = self.draw(epoch, index)
+        short, flipped = self.draw(epoch, index, step)
         height, width = frame.image.shape[:2]
         size = scaled_size(height, width, short, self.long_side)
         scale_y, scale_x = size[0] / height, size[1] / width
