@@ -163,7 +163,7 @@ def _masks_are_exact(count: int) -> None:
         )
         x = (np.arange(pixels[0], pixels[2]) + 0.5) * plan.scale_x
         y = (np.arange(pixels[1], pixels[3]) + 0.5) * plan.scale_y
-        exact = reference.surface(logits, x, y, stride)
+        exact = reference.surface(logits, np.asarray(x), np.asarray(y), stride)
         clear = np.abs(exact) > 1e-4
         assert np.array_equal(inside[clear] == 1, (exact > 0)[clear])
         assert room[:length].tobytes() == codec.encode(np.asfortranarray(mask))["counts"]
