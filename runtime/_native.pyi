@@ -119,6 +119,7 @@ def surface_rle(
     pixels: _Region,
     scratch: _Buffer,
     text: _Buffer,
+    simd: int = 0,
     /,
 ) -> tuple[int, int]: ...
 def surface_bytes(
@@ -131,6 +132,20 @@ def surface_bytes(
     pixels: _Region,
     scratch: _Buffer,
     out: _Buffer,
+    simd: int = 0,
+    /,
+) -> None: ...
+def surface_bits(
+    logits: _Buffer,
+    region: _Region,
+    rows: int,
+    columns: int,
+    stride: int,
+    plan: _Map,
+    pixels: _Region,
+    scratch: _Buffer,
+    out: _Buffer,
+    simd: int = 0,
     /,
 ) -> None: ...
 def masks_scratch_size(model: _Model, plan: _Map, /) -> int: ...

@@ -269,6 +269,7 @@ def test_random_mask_scores_equal_the_slow_rule() -> None:
 def _bytes_and_text(
     logits: Floats, plan: Letterbox, pixels: Region, region: Region | None = None
 ) -> tuple[NDArray[np.bool_], bytes, int]:
+    """Pixels, text and area; bits and all levels must agree."""
     rows, columns = logits.shape
     x0, y0, x1, y1 = region or (0, 0, columns, rows)
     surface = np.ascontiguousarray(logits[y0:y1, x0:x1].T)
@@ -276,11 +277,24 @@ def _bytes_and_text(
     scratch = np.empty(
         _native.surface_scratch_size(plan.frame_height, plan.frame_width, rows), np.uint8
     )
-    out = np.empty((pixels[3] - pixels[1], pixels[2] - pixels[0]), np.uint8)
-    _native.surface_bytes(*args, scratch, out)
-    text = np.empty(_native.surface_text_size(plan.as_tuple(), rows), np.uint8)
-    length, area = _native.surface_rle(*args, scratch, text)
-    return out.view(np.bool_), text[:length].tobytes(), area
+    height, width = pixels[3] - pixels[1], pixels[2] - pixels[0]
+    results = []
+    for level in range(1, 1 + len(_native.simd_levels())):
+        out = np.full((height, width), 7, np.uint8)
+        _native.surface_bytes(*args, scratch, out, level)
+        bits = np.full((height, (width + 7) // 8), 7, np.uint8)
+        _native.surface_bits(*args, scratch, bits, level)
+        unpacked = np.unpackbits(bits, axis=1, bitorder="little")
+        assert np.array_equal(unpacked[:, :width], out)
+        assert not unpacked[:, width:].any()
+        text = np.empty(_native.surface_text_size(plan.as_tuple(), rows), np.uint8)
+        length, area = _native.surface_rle(*args, scratch, text, level)
+        results.append((out, text[:length].tobytes(), area))
+    for other in results[1:]:
+        assert np.array_equal(results[0][0], other[0])
+        assert results[0][1:] == other[1:]
+    out, encoded, area = results[0]
+    return out.view(np.bool_), encoded, area
 
 
 def _float32_surface(logits: Floats, plan: Letterbox) -> Floats:
@@ -314,12 +328,15 @@ def _smooth(rng: np.random.Generator, rows: int, columns: int) -> Floats:
     return logits.astype(np.float32)
 
 
-def test_masks_are_the_float32_surface_bit_for_bit_and_float64_away_from_zero() -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_masks_are_the_float32_surface_bit_for_bit_and_float64_away_from_zero(count: int) -> None:
+    mask_coder = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(7)
-    for _ in range(60):
-        height, width = rng.integers(1, 260, 2).tolist()
-        plan = plan_letterbox(Fit(96, 128), height, width)
-        logits = _smooth(rng, 12, 16)
+    for number in range(count):
+        height, width = rng.integers(1, 260 if number % 5 else 1500, 2).tolist()
+        rows, columns = (12, 16) if number % 4 else (80, 100)
+        plan = plan_letterbox(Fit(8 * rows, 8 * columns), height, width)
+        logits = _smooth(rng, rows, columns)
         pixels = (0, 0, width, height)
         found, text, area = _bytes_and_text(logits, plan, pixels)
         assert np.array_equal(found, _float32_surface(logits, plan) > 0)
@@ -329,7 +346,9 @@ def test_masks_are_the_float32_surface_bit_for_bit_and_float64_away_from_zero() 
         clear = np.abs(exact) > 1e-4
         assert np.array_equal(found[clear], (exact > 0)[clear])
         assert area == found.sum()
-        assert text == reference.run_text(reference.run_lengths(found))
+        assert text == mask_coder.encode(np.asfortranarray(found.view(np.uint8)))["counts"]
+        if number < 20:
+            assert text == reference.run_text(reference.run_lengths(found))
 
 
 def test_masks_equal_torch_interpolate_at_the_content_size() -> None:

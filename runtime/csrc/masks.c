@@ -12,7 +12,7 @@ typedef struct {
     const bxs_model *model;
     const bxs_mask_inputs *inputs;
     const bxs_letterbox *map;
-    bxs_row_table table;
+    bxs_raster raster;
     bxs_head head;
     float *logits;
 } workplace;
@@ -26,11 +26,12 @@ size_t bxs_masks_scratch_size(const bxs_model *model, const bxs_letterbox *map) 
         !bxs_map_is_valid(map, model->mask_stride)) {
         return 0;
     }
-    return bxs_scratch_total(
-        bxs_piece(bxs_row_table_size(map->frame_height, map->height / model->mask_stride)) +
-        bxs_piece(grid_cells(model, map) * sizeof(float)) + bxs_piece(bxs_head_size(model)) +
-        2 * bxs_piece(model->max_det * sizeof(uint64_t)) +
-        bxs_piece(model->max_det * sizeof(bxs_instance)));
+    return bxs_scratch_total(bxs_piece(bxs_raster_size(map->frame_height, map->frame_width,
+                                                       map->height / model->mask_stride)) +
+                             bxs_piece(grid_cells(model, map) * sizeof(float)) +
+                             bxs_piece(bxs_head_size(model)) +
+                             2 * bxs_piece(model->max_det * sizeof(uint64_t)) +
+                             bxs_piece(model->max_det * sizeof(bxs_instance)));
 }
 
 /* One instance with its text; *is_kept tells whether its final score passes. */
@@ -56,7 +57,7 @@ static bxs_status make_instance(const workplace *place, const bxs_candidate *can
     bxs_head_run(&place->head, place->inputs, candidate, cut.cells, place->logits);
     bxs_surface surface = {place->logits, cut.cells, place->inputs->rows, place->inputs->columns,
                            model->mask_stride};
-    instance->mask_score = bxs_mask_score(&surface, cut.input_box);
+    instance->mask_score = bxs_surface_score(&surface, cut.input_box, place->head.level);
     instance->score0 = candidate->score0;
     instance->score = model->final_score == BXS_FINAL_SCORE0
                           ? candidate->score0
@@ -70,7 +71,7 @@ static bxs_status make_instance(const workplace *place, const bxs_candidate *can
     instance->class_index = candidate->class_index;
     instance->index = candidate->index;
     size_t length = 0;
-    status = bxs_surface_runs(&surface, place->map, &place->table, cut.pixels, text, room, &length,
+    status = bxs_surface_text(&surface, &place->raster, place->map, cut.pixels, text, room, &length,
                               &instance->area);
     instance->text_length = length;
     *is_kept = 1;
@@ -140,10 +141,13 @@ bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
     place.model = model;
     place.inputs = inputs;
     place.map = map;
-    void *table = bxs_arena_take(&arena, bxs_row_table_size(map->frame_height, inputs->rows));
-    place.table = bxs_row_table_open(map, model->mask_stride, inputs->rows, table);
-    place.logits = (float *)bxs_arena_take(&arena, grid_cells(model, map) * sizeof(float));
+    const bxs_region whole = {0, 0, map->frame_width, map->frame_height};
+    void *memory =
+        bxs_arena_take(&arena, bxs_raster_size(map->frame_height, map->frame_width, inputs->rows));
     place.head = bxs_head_open(model, bxs_arena_take(&arena, bxs_head_size(model)));
+    place.raster = bxs_raster_open(map, model->mask_stride, inputs->rows, inputs->columns, whole,
+                                   place.head.level, memory);
+    place.logits = (float *)bxs_arena_take(&arena, grid_cells(model, map) * sizeof(float));
     uint64_t *keys = (uint64_t *)bxs_arena_take(&arena, model->max_det * sizeof(uint64_t));
     uint64_t *spare = (uint64_t *)bxs_arena_take(&arena, model->max_det * sizeof(uint64_t));
     bxs_instance *copy =

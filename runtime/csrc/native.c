@@ -678,10 +678,11 @@ static PyObject *surface_rle(PyObject *Py_UNUSED(module), PyObject *args) {
     bxs_surface surface;
     bxs_letterbox map;
     bxs_region pixels;
+    int simd = 0;
     arrays held = {.count = 0};
-    if (!PyArg_ParseTuple(args, SURFACE_FORMAT MAP_FORMAT REGION_FORMAT "OO",
+    if (!PyArg_ParseTuple(args, SURFACE_FORMAT MAP_FORMAT REGION_FORMAT "OO|i",
                           SURFACE_FIELDS(logits, surface), MAP_FIELDS(map), REGION_FIELDS(pixels),
-                          &scratch_object, &text_object)) {
+                          &scratch_object, &text_object, &simd)) {
         return NULL;
     }
     if (hold_surface(&held, logits, &surface) != 0) {
@@ -698,8 +699,8 @@ static PyObject *surface_rle(PyObject *Py_UNUSED(module), PyObject *args) {
     size_t length = 0, room = held_bytes(&held);
     uint32_t area = 0;
     bxs_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        bxs_surface_rle(&surface, &map, pixels, scratch, scratch_size, text, room, &length, &area);
+    Py_BEGIN_ALLOW_THREADS status = bxs_surface_rle(&surface, &map, pixels, (bxs_simd)simd, scratch,
+                                                    scratch_size, text, room, &length, &area);
     Py_END_ALLOW_THREADS result =
         status == BXS_OK ? Py_BuildValue("(nI)", (Py_ssize_t)length, area) : raise_status(status);
 release:
@@ -707,15 +708,19 @@ release:
     return result;
 }
 
-static PyObject *surface_bytes(PyObject *Py_UNUSED(module), PyObject *args) {
+typedef bxs_status (*draw_function)(const bxs_surface *, const bxs_letterbox *, bxs_region,
+                                    bxs_simd, void *, size_t, uint8_t *, size_t);
+
+static PyObject *draw(PyObject *args, draw_function function) {
     PyObject *logits, *scratch_object, *out_object, *result = NULL;
     bxs_surface surface;
     bxs_letterbox map;
     bxs_region pixels;
+    int simd = 0;
     arrays held = {.count = 0};
-    if (!PyArg_ParseTuple(args, SURFACE_FORMAT MAP_FORMAT REGION_FORMAT "OO",
+    if (!PyArg_ParseTuple(args, SURFACE_FORMAT MAP_FORMAT REGION_FORMAT "OO|i",
                           SURFACE_FIELDS(logits, surface), MAP_FIELDS(map), REGION_FIELDS(pixels),
-                          &scratch_object, &out_object)) {
+                          &scratch_object, &out_object, &simd)) {
         return NULL;
     }
     if (hold_surface(&held, logits, &surface) != 0) {
@@ -732,11 +737,19 @@ static PyObject *surface_bytes(PyObject *Py_UNUSED(module), PyObject *args) {
     size_t room = held_bytes(&held);
     bxs_status status;
     Py_BEGIN_ALLOW_THREADS status =
-        bxs_surface_bytes(&surface, &map, pixels, scratch, scratch_size, out, room);
+        function(&surface, &map, pixels, (bxs_simd)simd, scratch, scratch_size, out, room);
     Py_END_ALLOW_THREADS result = status == BXS_OK ? Py_NewRef(Py_None) : raise_status(status);
 release:
     release_arrays(&held);
     return result;
+}
+
+static PyObject *surface_bytes(PyObject *Py_UNUSED(module), PyObject *args) {
+    return draw(args, bxs_surface_bytes);
+}
+
+static PyObject *surface_bits(PyObject *Py_UNUSED(module), PyObject *args) {
+    return draw(args, bxs_surface_bits);
 }
 
 static PyObject *masks_scratch_size(PyObject *Py_UNUSED(module), PyObject *args) {
@@ -915,8 +928,9 @@ static PyMethodDef functions[] = {
      "frame height, frame width, rows -> bytes"},
     {"surface_text_size", surface_text_size, METH_VARARGS, "map, rows -> bytes"},
     {"surface_rle", surface_rle, METH_VARARGS,
-     "surface, map, pixels, scratch, text -> length, area"},
-    {"surface_bytes", surface_bytes, METH_VARARGS, "surface, map, pixels, scratch, out"},
+     "surface, map, pixels, scratch, text, simd -> length, area"},
+    {"surface_bytes", surface_bytes, METH_VARARGS, "surface, map, pixels, scratch, out, simd"},
+    {"surface_bits", surface_bits, METH_VARARGS, "surface, map, pixels, scratch, out, simd"},
     {"masks_scratch_size", masks_scratch_size, METH_VARARGS, "model, map -> bytes"},
     {"masks", masks, METH_VARARGS,
      "model, parameters, features, slots, by_slot, map, candidates, n, confidence, scratch, "

@@ -5,10 +5,19 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define BXS_RESTRICT __restrict__
 #define BXS_NOINLINE __attribute__((noinline))
-#elif defined(_MSC_VER)
-#define BXS_RESTRICT __restrict
 #else
-#define BXS_RESTRICT
+#error "boxseg needs GCC or clang"
 #endif
+
+#include <stdint.h>
+
+/* Of numbers that are not 0. */
+static inline uint32_t bxs_leading_zeros(uint32_t x) {
+    return (uint32_t)__builtin_clz(x);
+}
+
+static inline uint32_t bxs_trailing_zeros(uint64_t x) {
+    return (uint32_t)__builtin_ctzll(x);
+}
 
 #endif

@@ -23,14 +23,19 @@ bxs_status bxs_rle_encode(const uint8_t *mask, uint32_t height, uint32_t width, 
         return BXS_ERROR_SIZE;
     }
     run_text writer = run_text_open(text, room);
+    uint64_t at = 0;
+    int is_on = 0;
     for (uint32_t x = 0; x < width; x++) {
-        for (uint32_t y = 0; y < height; y++) {
-            run_text_push(&writer, mask[(size_t)y * width + x] != 0, 1);
+        for (uint32_t y = 0; y < height; y++, at++) {
+            if ((mask[(size_t)y * width + x] != 0) != is_on) {
+                is_on = !is_on;
+                run_text_change(&writer, at);
+            }
         }
     }
-    run_text_close(&writer);
+    run_text_close(&writer, at);
     *length = writer.length;
-    *area = writer.area;
+    *area = (uint32_t)writer.area;
     return writer.is_full ? BXS_ERROR_ROOM : BXS_OK;
 }
 

@@ -44,10 +44,17 @@ BXS_VECTOR_TYPES(16);
 BXS_VECTOR_TYPES(32);
 BXS_VECTOR_TYPES(64);
 
-/* What has no operator; a kernel calls it F32_MIN, F32_MAX and BITS.
+/* What has no operator; a kernel calls it F32_MIN, F32_MAX, BITS and
+ * F32_AT.
  *   min   a < b ? a : b in each lane
  *   max   a > b ? a : b in each lane
- *   bits  the sign bits of all lanes, the first lane lowest */
+ *   bits  the sign bits of all lanes, the first lane lowest
+ *   at    from[i] in each lane */
+static inline bxs_f32_16 bxs_at_16(const float *from, bxs_i32_16 i) {
+    const bxs_f32_16 found = {from[i[0]], from[i[1]], from[i[2]], from[i[3]]};
+    return found;
+}
+
 #if BXS_X86
 
 static inline bxs_f32_16 bxs_min_16(bxs_f32_16 a, bxs_f32_16 b) {
@@ -76,6 +83,10 @@ BXS_WITH("avx2") uint32_t bxs_bits_32(bxs_i32_32 a) {
     return (uint32_t)_mm256_movemask_ps((__m256)a);
 }
 
+BXS_WITH("avx2") bxs_f32_32 bxs_at_32(const float *from, bxs_i32_32 i) {
+    return (bxs_f32_32)_mm256_i32gather_ps(from, (__m256i)i, 4);
+}
+
 BXS_WITH("avx512f") bxs_f32_64 bxs_min_64(bxs_f32_64 a, bxs_f32_64 b) {
     return (bxs_f32_64)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
 }
@@ -87,6 +98,13 @@ BXS_WITH("avx512f") bxs_f32_64 bxs_max_64(bxs_f32_64 a, bxs_f32_64 b) {
 BXS_WITH("avx512f,avx512dq") uint32_t bxs_bits_64(bxs_i32_64 a) {
     return (uint32_t)_mm512_movepi32_mask((__m512i)a);
 }
+
+/* without optimisation this intrinsic is a macro whose conversions warn */
+_Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
+    BXS_WITH("avx512f") bxs_f32_64 bxs_at_64(const float *from, bxs_i32_64 i) {
+    return (bxs_f32_64)_mm512_i32gather_ps((__m512i)i, from, 4);
+}
+_Pragma("GCC diagnostic pop")
 
 #undef BXS_WITH
 
@@ -140,7 +158,7 @@ static inline uint32_t bxs_bits_16(bxs_i32_16 a) {
 #define BXS_AT_LEVEL(level, function) ((void)(level), function##_portable)
 #endif
 
-/* The level to use, or BXS_SIMD_BEST if there is no such level on this machine. */
-bxs_simd bxs_simd_level(bxs_simd wanted);
+    /* The level to use, or BXS_SIMD_BEST if there is no such level on this machine. */
+    bxs_simd bxs_simd_level(bxs_simd wanted);
 
 #endif

@@ -11,3 +11,4 @@
 #undef F32_MIN
 #undef F32_MAX
 #undef BITS
+#undef F32_AT

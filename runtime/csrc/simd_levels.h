@@ -14,6 +14,7 @@
 #define F32_MIN bxs_min_16
 #define F32_MAX bxs_max_16
 #define BITS bxs_bits_16
+#define F32_AT bxs_at_16
 #include BXS_KERNEL
 #include "simd_clear.h"
 
@@ -32,6 +33,7 @@ BXS_TARGET_AVX2_BEGIN
 #define F32_MIN bxs_min_32
 #define F32_MAX bxs_max_32
 #define BITS bxs_bits_32
+#define F32_AT bxs_at_32
 #include BXS_KERNEL
 #include "simd_clear.h"
 BXS_TARGET_END
@@ -49,6 +51,7 @@ BXS_TARGET_AVX512_BEGIN
 #define F32_MIN bxs_min_64
 #define F32_MAX bxs_max_64
 #define BITS bxs_bits_64
+#define F32_AT bxs_at_64
 #include BXS_KERNEL
 #include "simd_clear.h"
 BXS_TARGET_END

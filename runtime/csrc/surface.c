@@ -1,16 +1,35 @@
-/* Cuts instances out and turns mask logits into runs of frame pixels.
- *
- * Along a column of the frame the surface is monotone between two rows of cells, so there is at
- * most one crossing per pair of cells, and a binary search with the pixels' own formula finds it.
- * The result is that of asking every pixel. */
+/* Cuts instances out and turns mask logits into runs, bits or bytes of frame pixels. What is found
+ * is that of asking every pixel, but only pixels next to a change are asked; see
+ * surface_kernel.h. */
 #include "surface.h"
 
 #include "arena.h"
 #include "grid.h"
 #include "run_text.h"
 #include "sigmoid.h"
+#include "simd.h"
 
 #include <string.h>
+
+#define MOST_LANES 16
+#define SURE (1.0f / 64.0f)
+
+/* Frame columns that lie between the same two columns of cells. */
+typedef struct {
+    const float *left, *right; /* the cells, `rows` each */
+    uint32_t rows;
+    uint32_t columns;      /* 1..LANES */
+    const float *across;   /* per frame column, and readable up to LANES */
+    const float *down;     /* per frame row of the rectangle, and one before and behind */
+    const int32_t *starts; /* per row of cells: the first frame row, counted in the rectangle */
+    const uint64_t *mixed; /* bit i: the cells of rows i and i + 1 differ in sign */
+    float guess, per_cell; /* one row behind the first row of cells, and frame rows per cell */
+    float sure;            /* pixels closer to a zero than this, in rows, are asked */
+    size_t room;           /* of one column's changes */
+} change_block;
+
+#define BXS_KERNEL "surface_kernel.h"
+#include "simd_levels.h"
 
 /* ---------------------------------------------------------------- the cut */
 
@@ -109,7 +128,7 @@ static float sample(const bxs_surface *surface, double x, double y) {
     return bxs_mix(upper, lower, down);
 }
 
-float bxs_mask_score(const bxs_surface *surface, const float box[4]) {
+float bxs_surface_score(const bxs_surface *surface, const float box[4], bxs_simd level) {
     const bxs_region *region = &surface->region;
     uint32_t x0, x1, y0, y1;
     centre_range(box[0], box[2], surface->stride, region->x0, region->x1, &x0, &x1);
@@ -119,180 +138,252 @@ float bxs_mask_score(const bxs_surface *surface, const float box[4]) {
                          ((double)box[1] + (double)box[3]) / 2.0);
         return z > 0.0f ? (float)bxs_sigmoid((double)z) : 0.0f;
     }
-    double sum = 0.0;
-    uint32_t count = 0;
-    for (uint32_t x = x0; x < x1; x++) {
-        for (uint32_t y = y0; y < y1; y++) {
-            float z = logit_at(surface, x, y);
-            if (z > 0.0f) {
-                sum += bxs_sigmoid((double)z);
-                count++;
+    const size_t rows = region->y1 - region->y0;
+    const float *cells = surface->logits + (x0 - region->x0) * rows + (y0 - region->y0);
+    uint64_t sum = 0, count = 0;
+    BXS_AT_LEVEL(level, probabilities)(cells, y1 - y0, x1 - x0, rows, &sum, &count);
+    return count > 0 ? (float)((double)sum / 16777216.0 / (double)count) : 0.0f;
+}
+
+float bxs_mask_score(const bxs_surface *surface, const float box[4]) {
+    return bxs_surface_score(surface, box, bxs_simd_best());
+}
+
+/* ---------------------------------------------------------------- changes */
+
+static size_t sign_words(uint32_t rows) {
+    return rows / 64 + 2;
+}
+
+/* A column changes once per pair of rows of cells, and where it enters and leaves the rectangle. */
+static size_t change_room(uint32_t rows) {
+    return (size_t)rows + 2;
+}
+
+size_t bxs_raster_size(uint32_t frame_height, uint32_t frame_width, uint32_t rows) {
+    return bxs_scratch_total(
+        bxs_piece(((size_t)frame_height + 2) * sizeof(float)) +
+        bxs_piece(((size_t)frame_width + MOST_LANES) * sizeof(float)) +
+        bxs_piece((size_t)(frame_height > frame_width ? frame_height : frame_width) *
+                  sizeof(int32_t)) +
+        2 * bxs_piece(((size_t)rows + 1) * sizeof(uint32_t)) +
+        3 * bxs_piece(sign_words(rows) * sizeof(uint64_t)) +
+        bxs_piece(MOST_LANES * change_room(rows) * sizeof(uint32_t)));
+}
+
+/* First frame row whose place in the grid is `cell` or below. */
+static uint32_t first_row(uint32_t cell, double scale, uint32_t rows, uint32_t first,
+                          uint32_t last) {
+    double guess = ((double)cell + 0.5) / scale - 0.5;
+    uint32_t y = guess <= (double)first ? first : guess >= (double)last ? last : (uint32_t)guess;
+    while (y > first && bxs_grid_position(y - 1, scale, rows) >= (double)cell) {
+        y--;
+    }
+    while (y < last && bxs_grid_position(y, scale, rows) < (double)cell) {
+        y++;
+    }
+    return y;
+}
+
+bxs_raster bxs_raster_open(const bxs_letterbox *map, uint32_t stride, uint32_t rows,
+                           uint32_t columns, bxs_region pixels, bxs_simd level, void *memory) {
+    bxs_arena arena = bxs_arena_open(memory);
+    bxs_raster raster;
+    const size_t height = pixels.y1 - pixels.y0;
+    const size_t width = pixels.x1 - pixels.x0;
+    raster.pixels = pixels;
+    raster.down = (float *)bxs_arena_take(&arena, (height + 2) * sizeof(float));
+    raster.across = (float *)bxs_arena_take(&arena, (width + MOST_LANES) * sizeof(float));
+    raster.cells =
+        (int32_t *)bxs_arena_take(&arena, (height > width ? height : width) * sizeof(int32_t));
+    raster.starts = (uint32_t *)bxs_arena_take(&arena, ((size_t)rows + 1) * sizeof(uint32_t));
+    raster.ends = (int32_t *)bxs_arena_take(&arena, ((size_t)rows + 1) * sizeof(int32_t));
+    for (int i = 0; i < 2; i++) {
+        raster.signs[i] = (uint64_t *)bxs_arena_take(&arena, sign_words(rows) * sizeof(uint64_t));
+    }
+    raster.mixed = (uint64_t *)bxs_arena_take(&arena, sign_words(rows) * sizeof(uint64_t));
+    raster.changes = (uint32_t *)bxs_arena_take(&arena, 0);
+    raster.scale = bxs_grid_scale(map->content_height, map->frame_height, stride);
+    raster.column_scale = bxs_grid_scale(map->content_width, map->frame_width, stride);
+    raster.rows = rows;
+    raster.columns = columns;
+    raster.level = level;
+    raster.down[0] = raster.down[height + 1] = 0.0f;
+    /* the cells of rows are not needed, and those of columns come later to the same place */
+    BXS_AT_LEVEL(level, places)
+    (pixels.y0, (uint32_t)height, raster.scale, rows, raster.down + 1, raster.cells);
+    BXS_AT_LEVEL(level, places)
+    (pixels.x0, (uint32_t)width, raster.column_scale, columns, raster.across, raster.cells);
+    memset(raster.across + width, 0, MOST_LANES * sizeof(float));
+    const uint32_t first = (uint32_t)bxs_grid_position(pixels.y0, raster.scale, rows);
+    const uint32_t last = (uint32_t)bxs_grid_position(pixels.y1 - 1, raster.scale, rows) + 1;
+    for (uint32_t i = first; i <= last; i++) {
+        raster.starts[i] = first_row(i, raster.scale, rows, pixels.y0, pixels.y1);
+    }
+    return raster;
+}
+
+/* What is done with the changes of `columns` frame columns from x on: where in the rectangle's rows
+ * column l changes is in changes[l * room], counts[l] of them in order. They start from off and end
+ * off; two at one row cancel. */
+typedef void (*take_changes)(void *context, uint32_t x, uint32_t columns, const uint32_t *changes,
+                             const uint32_t *counts, size_t room);
+
+/* Finds the changes of all columns of a rectangle that have any, from left to right. */
+static bxs_status find_changes(const bxs_surface *surface, const bxs_raster *raster,
+                               bxs_region pixels, take_changes take, void *context) {
+    const bxs_region *region = &surface->region;
+    const size_t stride = region->y1 - region->y0;
+    const uint32_t height = pixels.y1 - pixels.y0;
+    const int32_t *cells = raster->cells + (pixels.x0 - raster->pixels.x0);
+    const uint32_t width = pixels.x1 - pixels.x0;
+    const uint32_t top = (uint32_t)bxs_grid_position(pixels.y0, raster->scale, raster->rows);
+    uint32_t bottom = (uint32_t)bxs_grid_position(pixels.y1 - 1, raster->scale, raster->rows);
+    bottom = bottom + 1 < raster->rows ? bottom + 1 : bottom;
+    const uint32_t left = (uint32_t)cells[0], right = (uint32_t)cells[width - 1] + 1;
+    if (left < region->x0 || (right < raster->columns ? right : right - 1) >= region->x1 ||
+        top < region->y0 || bottom >= region->y1) {
+        return BXS_ERROR_SIZE;
+    }
+    const uint32_t rows = bottom - top + 1;
+    for (uint32_t i = 0; i < rows; i++) {
+        uint32_t start = raster->starts[top + i];
+        start = start > pixels.y0 ? start : pixels.y0;
+        raster->ends[i] = (int32_t)((start < pixels.y1 ? start : pixels.y1) - pixels.y0);
+    }
+    change_block block;
+    block.rows = rows;
+    block.down = raster->down + 1 + (pixels.y0 - raster->pixels.y0);
+    block.starts = raster->ends;
+    block.mixed = raster->mixed;
+    block.per_cell = (float)(1.0 / raster->scale);
+    block.guess = (float)(((double)top + 0.5) / raster->scale + 0.5 - (double)pixels.y0);
+    block.sure = raster->scale > 1e-4 ? SURE : 1.0f;
+    block.room = change_room(rows);
+    const uint32_t lanes = raster->level == BXS_SIMD_AVX512 ? 16
+                           : raster->level == BXS_SIMD_AVX2 ? 8
+                                                            : 4;
+    uint64_t *left_signs = raster->signs[0], *right_signs = raster->signs[1];
+    uint32_t known = UINT32_MAX; /* the column of cells whose signs are in right_signs */
+    uint32_t counts[MOST_LANES];
+    uint32_t end;
+    for (uint32_t x = 0; x < width; x = end) {
+        const uint32_t cell = (uint32_t)cells[x];
+        const uint32_t next = cell + 1 < raster->columns ? cell + 1 : cell;
+        for (end = x + 1; end < width && cells[end] == cells[x]; end++) {
+        }
+        block.left = surface->logits + (cell - region->x0) * stride + (top - region->y0);
+        block.right = surface->logits + (next - region->x0) * stride + (top - region->y0);
+        if (known == cell) {
+            uint64_t *swap = left_signs;
+            left_signs = right_signs;
+            right_signs = swap;
+        } else {
+            BXS_AT_LEVEL(raster->level, signs)(block.left, rows, left_signs);
+        }
+        BXS_AT_LEVEL(raster->level, signs)(block.right, rows, right_signs);
+        known = next;
+        uint64_t any = 0;
+        for (uint32_t word = 0; word <= (rows - 1) / 64; word++) {
+            const uint64_t l = left_signs[word], r = right_signs[word];
+            const uint64_t up = left_signs[word + 1] << 63;
+            const uint32_t pairs = rows - 1 - 64 * word; /* that start in this word */
+            const uint64_t inside = pairs >= 64 ? UINT64_MAX : ((uint64_t)1 << pairs) - 1;
+            raster->mixed[word] =
+                ((l ^ (l >> 1 | up)) | (l ^ r) | (r ^ (r >> 1 | right_signs[word + 1] << 63))) &
+                inside;
+            any |= l | r;
+        }
+        if (any == 0) {
+            continue;
+        }
+        for (uint32_t from = x; from < end; from += lanes) {
+            block.columns = end - from < lanes ? end - from : lanes;
+            block.across = raster->across + (pixels.x0 - raster->pixels.x0) + from;
+            BXS_AT_LEVEL(raster->level, changes)(&block, raster->changes, counts);
+            for (uint32_t l = 0; l < block.columns; l++) {
+                if (counts[l] % 2 != 0) {
+                    raster->changes[l * block.room + counts[l]++] = height;
+                }
             }
+            take(context, pixels.x0 + from, block.columns, raster->changes, counts, block.room);
         }
     }
-    return count > 0 ? (float)(sum / (double)count) : 0.0f;
+    return BXS_OK;
 }
 
 /* ---------------------------------------------------------------- runs */
 
-size_t bxs_row_table_size(uint32_t frame_height, uint32_t rows) {
-    return bxs_scratch_total(
-        bxs_piece(frame_height * sizeof(float)) + bxs_piece(((size_t)rows + 1) * sizeof(uint32_t)) +
-        bxs_piece(rows * sizeof(float)) + bxs_piece((2 * (size_t)rows + 4) * sizeof(uint32_t)));
-}
-
-bxs_row_table bxs_row_table_open(const bxs_letterbox *map, uint32_t stride, uint32_t rows,
-                                 void *memory) {
-    bxs_arena arena = bxs_arena_open(memory);
-    bxs_row_table table;
-    table.weights = (float *)bxs_arena_take(&arena, map->frame_height * sizeof(float));
-    table.starts = (uint32_t *)bxs_arena_take(&arena, ((size_t)rows + 1) * sizeof(uint32_t));
-    table.column = (float *)bxs_arena_take(&arena, rows * sizeof(float));
-    table.changes = (uint32_t *)bxs_arena_take(&arena, (2 * (size_t)rows + 4) * sizeof(uint32_t));
-    table.frame_height = map->frame_height;
-    table.rows = rows;
-    const double scale = bxs_grid_scale(map->content_height, map->frame_height, stride);
-    uint32_t known = 0; /* cells whose start is written */
-    for (uint32_t y = 0; y < map->frame_height; y++) {
-        double position = bxs_grid_position(y, scale, rows);
-        uint32_t cell = (uint32_t)position;
-        table.weights[y] = (float)(position - (double)cell);
-        while (known <= cell) {
-            table.starts[known++] = y;
-        }
-    }
-    while (known <= rows) {
-        table.starts[known++] = map->frame_height;
-    }
-    return table;
-}
-
-/* First pixel of first..last whose sign is not that of the value a. */
-static uint32_t crossing(const float *weights, float a, float b, uint32_t first, uint32_t last) {
-    const int starts_on = a > 0.0f;
-    while (first < last) {
-        uint32_t middle = first + (last - first) / 2;
-        if ((bxs_mix(a, b, weights[middle]) > 0.0f) == starts_on) {
-            first = middle + 1;
-        } else {
-            last = middle;
-        }
-    }
-    return first;
-}
-
-/* Finds where a frame column changes between off and on inside y0..y1, starting from off; an open
- * run is closed at y1, so the number of changes is even. */
-static uint32_t column_changes(const bxs_row_table *table, const float *column, uint32_t y0,
-                               uint32_t y1, uint32_t first_cell, uint32_t last_cell) {
-    uint32_t *changes = table->changes;
-    uint32_t n = 0;
-    int on = 0;
-    for (uint32_t i = first_cell; i <= last_cell; i++) {
-        uint32_t start = table->starts[i] > y0 ? table->starts[i] : y0;
-        uint32_t end = table->starts[i + 1] < y1 ? table->starts[i + 1] : y1;
-        if (start >= end) {
-            continue;
-        }
-        float a = column[i - first_cell];
-        float b = i + 1 < table->rows ? column[i + 1 - first_cell] : a;
-        int a_on = a > 0.0f;
-        uint32_t turn = a_on == (b > 0.0f) ? end : crossing(table->weights, a, b, start, end);
-        if (turn > start && a_on != on) {
-            changes[n++] = start;
-            on = a_on;
-        }
-        if (turn < end && a_on == on) {
-            changes[n++] = turn;
-            on = !a_on;
-        }
-    }
-    if (on) {
-        changes[n++] = y1;
-    }
-    return n;
-}
-
-/* The walk over the columns of a rectangle. */
 typedef struct {
-    const bxs_surface *surface;
-    const bxs_row_table *table;
-    bxs_region pixels;
-    double scale;
-    uint32_t first_cell, last_cell;
-} walk;
+    run_text writer;
+    uint64_t height; /* of the frame */
+    uint32_t top;    /* of the rectangle */
+} text_context;
 
-static bxs_status walk_open(walk *w, const bxs_surface *surface, const bxs_letterbox *map,
-                            const bxs_row_table *table, bxs_region pixels) {
-    const bxs_region *region = &surface->region;
-    w->surface = surface;
-    w->table = table;
-    w->pixels = pixels;
-    w->scale = bxs_grid_scale(map->content_width, map->frame_width, surface->stride);
-    const double down = bxs_grid_scale(map->content_height, map->frame_height, surface->stride);
-    w->first_cell = (uint32_t)bxs_grid_position(pixels.y0, down, surface->rows);
-    w->last_cell = (uint32_t)bxs_grid_position(pixels.y1 - 1, down, surface->rows);
-    uint32_t below = w->last_cell + 1 < surface->rows ? w->last_cell + 1 : w->last_cell;
-    uint32_t left = (uint32_t)bxs_grid_position(pixels.x0, w->scale, surface->columns);
-    uint32_t right = (uint32_t)bxs_grid_position(pixels.x1 - 1, w->scale, surface->columns);
-    right = right + 1 < surface->columns ? right + 1 : right;
-    return left >= region->x0 && right < region->x1 && w->first_cell >= region->y0 &&
-                   below < region->y1
-               ? BXS_OK
-               : BXS_ERROR_SIZE;
-}
-
-/* Changes of frame column x, in the table's buffer. */
-static uint32_t walk_column(const walk *w, uint32_t x) {
-    const bxs_surface *surface = w->surface;
-    const bxs_region *region = &surface->region;
-    const size_t rows = region->y1 - region->y0;
-    double position = bxs_grid_position(x, w->scale, surface->columns);
-    uint32_t cell = (uint32_t)position;
-    float weight = (float)(position - (double)cell);
-    uint32_t next = cell + 1 < surface->columns ? cell + 1 : cell;
-    const float *left = surface->logits + (size_t)(cell - region->x0) * rows;
-    const float *right = surface->logits + (size_t)(next - region->x0) * rows;
-    const size_t offset = w->first_cell - region->y0;
-    const size_t count =
-        (w->last_cell + 1 < surface->rows ? w->last_cell + 1 : w->last_cell) - w->first_cell + 1;
-    float *column = w->table->column;
-    for (size_t i = 0; i < count; i++) {
-        column[i] = bxs_mix(left[offset + i], right[offset + i], weight);
+static void take_text(void *context, uint32_t x, uint32_t columns, const uint32_t *changes,
+                      const uint32_t *counts, size_t room) {
+    text_context *to = (text_context *)context;
+    run_text writer = to->writer;
+    uint64_t at = x * to->height + to->top;
+    for (uint32_t l = 0; l < columns; l++) {
+        for (uint32_t i = 0; i < counts[l]; i++) {
+            run_text_change(&writer, at + changes[l * room + i]);
+        }
+        at += to->height;
     }
-    return column_changes(w->table, column, w->pixels.y0, w->pixels.y1, w->first_cell,
-                          w->last_cell);
+    to->writer = writer;
 }
 
-bxs_status bxs_surface_runs(const bxs_surface *surface, const bxs_letterbox *map,
-                            const bxs_row_table *table, bxs_region pixels, char *text, size_t room,
+bxs_status bxs_surface_text(const bxs_surface *surface, const bxs_raster *raster,
+                            const bxs_letterbox *map, bxs_region pixels, char *text, size_t room,
                             size_t *length, uint32_t *area) {
-    walk w;
-    bxs_status status = walk_open(&w, surface, map, table, pixels);
+    text_context to = {run_text_open(text, room), map->frame_height, pixels.y0};
+    bxs_status status = find_changes(surface, raster, pixels, take_text, &to);
     if (status != BXS_OK) {
         return status;
     }
-    const uint64_t height = map->frame_height;
-    run_text writer = run_text_open(text, room);
-    run_text_push(&writer, 0, pixels.x0 * height);
-    for (uint32_t x = pixels.x0; x < pixels.x1; x++) {
-        uint32_t n = walk_column(&w, x);
-        uint32_t y = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            run_text_push(&writer, i & 1, table->changes[i] - y);
-            y = table->changes[i];
+    run_text_close(&to.writer, (uint64_t)map->frame_height * map->frame_width);
+    *length = to.writer.length;
+    *area = (uint32_t)to.writer.area;
+    return to.writer.is_full ? BXS_ERROR_ROOM : BXS_OK;
+}
+
+/* ---------------------------------------------------------------- pictures */
+
+/* Changes are marked in the picture, and then every row takes over the one above. */
+typedef struct {
+    uint8_t *out;
+    size_t stride;
+    bxs_region pixels;
+    uint32_t is_bits;
+    uint32_t x0, x1, y0, y1; /* what holds marks, from the picture's corner */
+} picture_context;
+
+static void take_picture(void *context, uint32_t x, uint32_t columns, const uint32_t *changes,
+                         const uint32_t *counts, size_t room) {
+    picture_context *to = (picture_context *)context;
+    const uint32_t height = to->pixels.y1 - to->pixels.y0;
+    for (uint32_t l = 0; l < columns; l++) {
+        const uint32_t at = x + l - to->pixels.x0;
+        for (uint32_t i = 0; i < counts[l]; i++) {
+            const uint32_t y = changes[l * room + i];
+            to->y0 = y < to->y0 ? y : to->y0;
+            to->y1 = y > to->y1 ? y : to->y1;
+            if (y < height) {
+                to->out[y * to->stride + (to->is_bits ? at / 8 : at)] ^=
+                    (uint8_t)(to->is_bits ? 1u << at % 8 : 1u);
+            }
         }
-        run_text_push(&writer, 0, height - y);
+        if (counts[l] > 0) {
+            to->x0 = at < to->x0 ? at : to->x0;
+            to->x1 = at + 1;
+        }
     }
-    run_text_push(&writer, 0, (map->frame_width - pixels.x1) * height);
-    run_text_close(&writer);
-    *length = writer.length;
-    *area = writer.area;
-    return writer.is_full ? BXS_ERROR_ROOM : BXS_OK;
 }
 
 static bxs_status check_surface(const bxs_surface *surface, const bxs_letterbox *map,
-                                bxs_region pixels, const void *scratch, size_t scratch_size) {
+                                bxs_region pixels, bxs_simd level, const void *scratch,
+                                size_t scratch_size) {
     if (surface == NULL || map == NULL || scratch == NULL || surface->logits == NULL) {
         return BXS_ERROR_NULL;
     }
@@ -304,6 +395,9 @@ static bxs_status check_surface(const bxs_surface *surface, const bxs_letterbox 
         pixels.x1 > map->frame_width || pixels.y1 > map->frame_height) {
         return BXS_ERROR_SIZE;
     }
+    if (level == BXS_SIMD_BEST) {
+        return BXS_ERROR_VALUE;
+    }
     size_t needed = bxs_surface_scratch_size(map->frame_height, map->frame_width, surface->rows);
     return scratch_size < needed ? BXS_ERROR_SCRATCH : BXS_OK;
 }
@@ -313,7 +407,7 @@ size_t bxs_surface_scratch_size(uint32_t frame_height, uint32_t frame_width, uin
         frame_width > BXS_MAX_SIDE || rows < 1 || rows > BXS_MAX_SIDE) {
         return 0;
     }
-    return bxs_row_table_size(frame_height, rows);
+    return bxs_raster_size(frame_height, frame_width, rows);
 }
 
 size_t bxs_surface_text_size(const bxs_letterbox *map, uint32_t rows) {
@@ -326,48 +420,61 @@ size_t bxs_surface_text_size(const bxs_letterbox *map, uint32_t rows) {
 }
 
 bxs_status bxs_surface_rle(const bxs_surface *surface, const bxs_letterbox *map, bxs_region pixels,
-                           void *scratch, size_t scratch_size, char *text, size_t room,
-                           size_t *length, uint32_t *area) {
+                           bxs_simd simd, void *scratch, size_t scratch_size, char *text,
+                           size_t room, size_t *length, uint32_t *area) {
     if (text == NULL || length == NULL || area == NULL) {
         return BXS_ERROR_NULL;
     }
-    bxs_status status = check_surface(surface, map, pixels, scratch, scratch_size);
+    const bxs_simd level = bxs_simd_level(simd);
+    bxs_status status = check_surface(surface, map, pixels, level, scratch, scratch_size);
     if (status != BXS_OK) {
         return status;
     }
-    bxs_row_table table = bxs_row_table_open(map, surface->stride, surface->rows, scratch);
-    return bxs_surface_runs(surface, map, &table, pixels, text, room, length, area);
+    const bxs_raster raster = bxs_raster_open(map, surface->stride, surface->rows, surface->columns,
+                                              pixels, level, scratch);
+    return bxs_surface_text(surface, &raster, map, pixels, text, room, length, area);
 }
 
-bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *map,
-                             bxs_region pixels, void *scratch, size_t scratch_size, uint8_t *out,
-                             size_t room) {
+static bxs_status draw(const bxs_surface *surface, const bxs_letterbox *map, bxs_region pixels,
+                       bxs_simd simd, uint32_t is_bits, void *scratch, size_t scratch_size,
+                       uint8_t *out, size_t room) {
     if (out == NULL) {
         return BXS_ERROR_NULL;
     }
-    bxs_status status = check_surface(surface, map, pixels, scratch, scratch_size);
+    const bxs_simd level = bxs_simd_level(simd);
+    bxs_status status = check_surface(surface, map, pixels, level, scratch, scratch_size);
     if (status != BXS_OK) {
         return status;
     }
     const size_t width = pixels.x1 - pixels.x0;
-    const size_t height = pixels.y1 - pixels.y0;
-    if (room < width * height) {
+    const size_t stride = is_bits ? (width + 7) / 8 : width;
+    if (room / stride < pixels.y1 - pixels.y0) {
         return BXS_ERROR_ROOM;
     }
-    bxs_row_table table = bxs_row_table_open(map, surface->stride, surface->rows, scratch);
-    walk w;
-    status = walk_open(&w, surface, map, &table, pixels);
-    if (status != BXS_OK) {
-        return status;
+    const bxs_raster raster = bxs_raster_open(map, surface->stride, surface->rows, surface->columns,
+                                              pixels, level, scratch);
+    memset(out, 0, stride * (pixels.y1 - pixels.y0));
+    picture_context to = {out, stride, pixels, is_bits, UINT32_MAX, 0, UINT32_MAX, 0};
+    status = find_changes(surface, &raster, pixels, take_picture, &to);
+    if (status == BXS_OK && to.x1 > 0) {
+        const size_t first = is_bits ? to.x0 / 8 : to.x0;
+        const size_t last = is_bits ? (to.x1 + 7) / 8 : to.x1;
+        const uint32_t height = pixels.y1 - pixels.y0;
+        const uint32_t end = to.y1 < height ? to.y1 + 1 : height;
+        BXS_AT_LEVEL(level, fall)
+        (out + to.y0 * stride + first, last - first, end - to.y0, stride);
     }
-    memset(out, 0, width * height);
-    for (uint32_t x = pixels.x0; x < pixels.x1; x++) {
-        uint32_t n = walk_column(&w, x);
-        for (uint32_t i = 0; i < n; i += 2) {
-            for (uint32_t y = table.changes[i]; y < table.changes[i + 1]; y++) {
-                out[(y - pixels.y0) * width + (x - pixels.x0)] = 1;
-            }
-        }
-    }
-    return BXS_OK;
+    return status;
+}
+
+bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *map,
+                             bxs_region pixels, bxs_simd simd, void *scratch, size_t scratch_size,
+                             uint8_t *out, size_t room) {
+    return draw(surface, map, pixels, simd, 0, scratch, scratch_size, out, room);
+}
+
+bxs_status bxs_surface_bits(const bxs_surface *surface, const bxs_letterbox *map, bxs_region pixels,
+                            bxs_simd simd, void *scratch, size_t scratch_size, uint8_t *out,
+                            size_t room) {
+    return draw(surface, map, pixels, simd, 1, scratch, scratch_size, out, room);
 }

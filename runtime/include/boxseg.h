@@ -410,22 +410,30 @@ BXS_API float bxs_mask_score(const bxs_surface *surface, const float box[4]);
 /* Encodes the pixels of a surface inside a rectangle as run-length text of the whole frame.
  *
  *   pixels    frame pixels, not empty; the cells around them must be in the surface's region
+ *   simd      BXS_SIMD_BEST, or the level to use
  *   scratch   bxs_surface_scratch_size(frame height, frame width, grid rows) bytes
  *   text      room bytes, at most bxs_surface_text_size(map, grid rows) are used; no final zero
  *   length    bytes written
  *   area      pixels that are on
  * Exact: the text is that of the mask computed pixel by pixel in float, across before down, with
- * weights from double positions. */
+ * weights from double positions. The cost grows with the outline, not with the area. */
 BXS_API size_t bxs_surface_scratch_size(uint32_t frame_height, uint32_t frame_width, uint32_t rows);
 BXS_API size_t bxs_surface_text_size(const bxs_letterbox *map, uint32_t rows);
 BXS_API bxs_status bxs_surface_rle(const bxs_surface *surface, const bxs_letterbox *map,
-                                   bxs_region pixels, void *scratch, size_t scratch_size,
-                                   char *text, size_t room, size_t *length, uint32_t *area);
+                                   bxs_region pixels, bxs_simd simd, void *scratch,
+                                   size_t scratch_size, char *text, size_t room, size_t *length,
+                                   uint32_t *area);
 
 /* The same pixels as bytes 0 and 1, (y1 - y0) rows of (x1 - x0); room in bytes. */
 BXS_API bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *map,
-                                     bxs_region pixels, void *scratch, size_t scratch_size,
-                                     uint8_t *out, size_t room);
+                                     bxs_region pixels, bxs_simd simd, void *scratch,
+                                     size_t scratch_size, uint8_t *out, size_t room);
+
+/* The same pixels as bits, (y1 - y0) rows of ceil((x1 - x0) / 8) bytes: column x of a row is bit
+ * x % 8 of byte x / 8, lowest first; bits behind the last column are 0. */
+BXS_API bxs_status bxs_surface_bits(const bxs_surface *surface, const bxs_letterbox *map,
+                                    bxs_region pixels, bxs_simd simd, void *scratch,
+                                    size_t scratch_size, uint8_t *out, size_t room);
 
 /* One instance of the answer. */
 typedef struct {
