@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,10 @@ def levels() -> dict[str, int]:
     known = _native.simd_levels()
     wanted = ["avx2", known[-1]] if "avx2" in known else [known[-1]]
     return {name: known.index(name) + 1 for name in wanted}
+
+
+def _at_levels(call: Callable[[int], Any]) -> dict[str, Callable[[], Any]]:
+    return {name: partial(call, level) for name, level in levels().items()}
 
 
 def _against(row: Row, peers: dict[str, float]) -> Row:
@@ -461,11 +466,11 @@ def _rle_case(count: int = 20) -> Case:
     text = np.empty(_native.surface_text_size(plan.as_tuple(), rows), np.uint8)
     where = plan.as_tuple()
 
-    def call() -> list[bytes]:
+    def call(level: int = 0) -> list[bytes]:
         texts = []
         for logits, region, pixels in jobs:
             length, _ = _native.surface_rle(
-                logits, region, rows, columns, STRIDE, where, pixels, scratch, text
+                logits, region, rows, columns, STRIDE, where, pixels, scratch, text, level
             )
             texts.append(text[:length].tobytes())
         return texts
@@ -473,11 +478,13 @@ def _rle_case(count: int = 20) -> Case:
     peers = Peers()
     contenders = benchmark_peers.rle_peers(peers, given)
 
-    def exact(_level: str) -> bool | None:
+    def exact(level: str) -> bool | None:
         codec = Peers()("pycocotools.mask")
         if codec is None:
             return None
-        for found, grid, pixels in zip(call(), given.grids, given.pixels.tolist(), strict=True):
+        for found, grid, pixels in zip(
+            call(levels()[level]), given.grids, given.pixels.tolist(), strict=True
+        ):
             mask = codec.decode({"size": [720, 1280], "counts": found})
             if codec.encode(np.asfortranarray(mask))["counts"] != found:
                 return False
@@ -490,7 +497,7 @@ def _rle_case(count: int = 20) -> Case:
         return True
 
     return Case(
-        "COCO RLE in boxes", f"{count} masks at 720p", dict.fromkeys(levels(), call),
+        "COCO RLE in boxes", f"{count} masks at 720p", _at_levels(call),
         contenders, _missing(peers), exact, 40, 80,
     )  # fmt: skip
 
@@ -504,25 +511,25 @@ def _bytes_case(count: int, floor: float, goal: float) -> Case:
     out = np.zeros((count, 720, 1280), np.uint8)
     whole, region, where = (0, 0, 1280, 720), (0, 0, columns, rows), plan.as_tuple()
 
-    def call() -> None:
+    def call(level: int = 0) -> None:
         for logits, mask in zip(turned, out, strict=True):
             _native.surface_bytes(
-                logits, region, rows, columns, STRIDE, where, whole, scratch, mask
+                logits, region, rows, columns, STRIDE, where, whole, scratch, mask, level
             )
 
     peers = Peers()
     content = (plan.content_height // STRIDE, plan.content_width // STRIDE)
     contenders = benchmark_peers.byte_peers(peers, given, content, np.empty_like(out))
 
-    def exact(_level: str) -> bool:
-        call()
+    def exact(level: str) -> bool:
+        call(levels()[level])
         return all(
             _agrees(mask.view(np.bool_), _truth(grid, plan, whole, STRIDE))
             for mask, grid in zip(out[:20], given.grids, strict=False)
         )
 
     return Case(
-        "byte masks, full frame", f"{count} masks at 720p", dict.fromkeys(levels(), call),
+        "byte masks, full frame", f"{count} masks at 720p", _at_levels(call),
         contenders, _missing(peers), exact, floor, goal,
     )  # fmt: skip
 
