@@ -74,6 +74,20 @@ def select_dense(
     budget_ms: float = ...,
     /,
 ) -> tuple[int, bool]: ...
+def select_topk_scratch_size(model: _Model, /) -> int: ...
+def select_topk(
+    model: _Model,
+    scores: _Buffer,
+    labels: _Buffer,
+    boxes: _Buffer,
+    locations: _Buffer,
+    levels: _Buffer,
+    plan: _Map,
+    scratch: _Buffer,
+    kept: _Buffer,
+    budget_ms: float = ...,
+    /,
+) -> tuple[int, bool]: ...
 def nms_scratch_size(n: int, class_count: int, /) -> int: ...
 def nms(
     boxes: _Buffer,

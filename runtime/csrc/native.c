@@ -238,7 +238,7 @@ static void release_arrays(arrays *held) {
     }
 }
 
-/* Memory of a C-contiguous array of `count` or more items of a type ('f', 'I', or 'B' for raw
+/* Memory of a C-contiguous array of `count` or more items of a type ('f', 'i', 'I', or 'B' for raw
  * bytes of any type), or NULL with an exception. */
 static void *hold_array(arrays *held, PyObject *object, const char *name, char type, size_t count,
                         int flags) {
@@ -250,7 +250,10 @@ static void *hold_array(arrays *held, PyObject *object, const char *name, char t
     size_t size = type == 'B' ? 1 : 4;
     if (type != 'B' && (view->format == NULL || view->format[0] != type || view->itemsize != 4)) {
         PyErr_Format(PyExc_ValueError, "%s must be %s, got format %s", name,
-                     type == 'f' ? "float32" : "uint32", view->format ? view->format : "B");
+                     type == 'f'   ? "float32"
+                     : type == 'i' ? "int32"
+                                   : "uint32",
+                     view->format ? view->format : "B");
         return NULL;
     }
     if ((size_t)view->len / size < count) {
@@ -458,6 +461,75 @@ static PyObject *select_scratch_size(PyObject *Py_UNUSED(module), PyObject *obje
 
 static PyObject *select_dense(PyObject *Py_UNUSED(module), PyObject *args) {
     return find(args, 1);
+}
+
+static PyObject *select_topk_scratch_size(PyObject *Py_UNUSED(module), PyObject *object) {
+    const bxs_model *model = get_model(object);
+    return model == NULL ? NULL : PyLong_FromSize_t(bxs_select_topk_scratch_size(model));
+}
+
+static PyObject *select_topk(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *model_object, *scores, *labels, *boxes, *locations, *levels;
+    PyObject *scratch_object, *out_object, *result = NULL;
+    bxs_letterbox map;
+    arrays held = {.count = 0};
+    double budget_ms = INFINITY;
+    if (!PyArg_ParseTuple(args, "OOOOOO" MAP_FORMAT "OO|d", &model_object, &scores, &labels, &boxes,
+                          &locations, &levels, MAP_FIELDS(map), &scratch_object, &out_object,
+                          &budget_ms)) {
+        return NULL;
+    }
+    alarm_clock clock;
+    bxs_deadline storage;
+    const bxs_deadline *deadline = start_deadline(budget_ms, &clock, &storage);
+    const bxs_model *model = get_model(model_object);
+    if (model == NULL) {
+        return NULL;
+    }
+    bxs_topk topk = {NULL, NULL, NULL, NULL, NULL, 0};
+    topk.scores = (const float *)hold_array(&held, scores, "scores", 'f', 0, 0);
+    if (topk.scores == NULL) {
+        goto release;
+    }
+    topk.rows = held_bytes(&held) / sizeof(float);
+    topk.labels = (const int32_t *)hold_array(&held, labels, "labels", 'i', topk.rows, 0);
+    if (topk.labels == NULL) {
+        goto release;
+    }
+    topk.boxes = (const float *)hold_array(&held, boxes, "boxes", 'f', 4 * topk.rows, 0);
+    if (topk.boxes == NULL) {
+        goto release;
+    }
+    topk.locations =
+        (const float *)hold_array(&held, locations, "locations", 'f', 2 * topk.rows, 0);
+    if (topk.locations == NULL) {
+        goto release;
+    }
+    topk.levels = (const int32_t *)hold_array(&held, levels, "levels", 'i', topk.rows, 0);
+    if (topk.levels == NULL) {
+        goto release;
+    }
+    void *scratch = hold_array(&held, scratch_object, "scratch", 'B', 0, PyBUF_WRITABLE);
+    size_t scratch_size = scratch == NULL ? 0 : held_bytes(&held);
+    void *out =
+        scratch == NULL ? NULL : hold_array(&held, out_object, "kept", 'B', 0, PyBUF_WRITABLE);
+    if (out == NULL) {
+        goto release;
+    }
+    size_t room = held_bytes(&held) / sizeof(bxs_candidate), n = 0;
+    bxs_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = bxs_select_topk(model, &topk, &map, deadline, scratch, scratch_size,
+                             (bxs_candidate *)out, room, &n);
+    Py_END_ALLOW_THREADS;
+    if (status != BXS_OK && status != BXS_ERROR_DEADLINE) {
+        raise_status(status);
+    } else {
+        result = Py_BuildValue("(nO)", (Py_ssize_t)n, status == BXS_OK ? Py_True : Py_False);
+    }
+release:
+    release_arrays(&held);
+    return result;
 }
 
 static PyObject *nms_scratch_size(PyObject *Py_UNUSED(module), PyObject *args) {
@@ -915,6 +987,10 @@ static PyMethodDef functions[] = {
     {"select_scratch_size", select_scratch_size, METH_O, "model -> bytes"},
     {"select_dense", select_dense, METH_VARARGS,
      "model, class_logits, quality_logits, boxes, map, scratch, out, budget_ms -> n, complete"},
+    {"select_topk_scratch_size", select_topk_scratch_size, METH_O, "model -> bytes"},
+    {"select_topk", select_topk, METH_VARARGS,
+     "model, scores, labels, boxes, locations, levels, map, scratch, out, budget_ms -> n, "
+     "complete"},
     {"nms_scratch_size", nms_scratch_size, METH_VARARGS, "n, class_count -> bytes"},
     {"nms", nms, METH_VARARGS,
      "boxes, scores, classes, class_count, iou, score, max_keep, scratch, keep, simd -> n"},

@@ -117,7 +117,7 @@ static inline int meet(const bxs_kept *kept, const bxs_pairs *pairs, uint32_t in
     return 1;
 }
 
-static float iou(const chunk *c, int lane, const visitor *v) {
+static float iou(const chunk *c, uint32_t lane, const visitor *v) {
     const float left = c->x1[lane] > v->box[0] ? c->x1[lane] : v->box[0];
     const float top = c->y1[lane] > v->box[1] ? c->y1[lane] : v->box[1];
     const float right = c->x2[lane] < v->box[2] ? c->x2[lane] : v->box[2];

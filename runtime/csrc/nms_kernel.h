@@ -12,7 +12,7 @@ static size_t BXS_NAMED(collect)(const float *scores, size_t n, float low, float
             bits |= (uint64_t)BITS((values >= low) & (values < high)) << j;
         }
         for (; bits != 0; bits &= bits - 1) {
-            size_t index = i + (size_t)__builtin_ctzll(bits);
+            size_t index = i + bxs_trailing_zeros(bits);
             keys[count++] = bxs_key(scores[index], (uint32_t)index);
         }
     }
@@ -51,7 +51,7 @@ static inline int BXS_NAMED(suppresses)(const bxs_kept *kept, const chunk *c, ui
         return 1;
     }
     for (doubt &= marked; doubt != 0; doubt &= doubt - 1) {
-        if (iou(c, __builtin_ctz(doubt), v) > kept->threshold) {
+        if (iou(c, bxs_trailing_zeros(doubt), v) > kept->threshold) {
             return 1;
         }
     }

@@ -5,6 +5,7 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define BXS_RESTRICT __restrict__
 #define BXS_NOINLINE __attribute__((noinline))
+#define BXS_PREFETCH(address) __builtin_prefetch(address)
 #else
 #error "boxseg needs GCC or clang"
 #endif

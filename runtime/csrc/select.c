@@ -1,4 +1,4 @@
-/* From dense outputs to the kept candidates. */
+/* From a graph's outputs to the kept candidates. */
 #include <math.h>
 
 #include "arena.h"
@@ -6,11 +6,16 @@
 #include "deadline.h"
 #include "nms.h"
 #include "order.h"
+#include "platform.h"
 #include "sigmoid.h"
 #include "simd.h"
 
-#define POLLED_EVERY 64 /* candidates */
-#define FINITE_LIMIT 3.402823466e38f
+#define POLLED_CANDIDATES 64
+#define POLLED_LOGITS ((size_t)1 << 18)
+#define BLOCK 64
+#define MAX_HITS 512
+
+/* ---------------------------------------------------------------- the best K */
 
 /* The best K keys so far. Room for 2 K: when it is full, the lower half is dropped. */
 typedef struct {
@@ -18,6 +23,21 @@ typedef struct {
     size_t n, k;
     uint64_t beaten; /* keys up to this one cannot be among the best K */
 } best;
+
+static size_t best_size(const bxs_model *model) {
+    return 2 * bxs_piece(2 * (size_t)model->candidates * sizeof(uint64_t));
+}
+
+static best best_open(const bxs_model *model, bxs_arena *arena) {
+    const size_t bytes = 2 * (size_t)model->candidates * sizeof(uint64_t);
+    best list;
+    list.keys = (uint64_t *)bxs_arena_take(arena, bytes);
+    list.spare = (uint64_t *)bxs_arena_take(arena, bytes);
+    list.n = 0;
+    list.k = model->candidates;
+    list.beaten = 0;
+    return list;
+}
 
 static void best_trim(best *list) {
     bxs_sort_keys(list->keys, list->spare, list->n);
@@ -30,37 +50,41 @@ static void best_trim(best *list) {
 }
 
 static void best_add(best *list, uint64_t key) {
-    if (key <= list->beaten) {
-        return;
-    }
     list->keys[list->n++] = key;
     if (list->n == 2 * list->k) {
         best_trim(list);
     }
 }
 
-/* The logit below which a score of p cannot be reached, a little lowered because it only saves
- * work: the score itself decides. */
+/* ---------------------------------------------------------------- the dense form */
+
+/* Pairs whose class logit is high enough, waiting for their score. */
+typedef struct {
+    uint32_t index[MAX_HITS];
+    float value[MAX_HITS];
+    size_t n;
+} hits;
+
+static inline void add_hit(hits *found, const float *values, size_t i, float bound) {
+    if (values[i] >= bound) {
+        found->index[found->n] = (uint32_t)i;
+        found->value[found->n] = values[i];
+        found->n++;
+    }
+}
+
+#define BXS_KERNEL "scan_kernel.h"
+#include "simd_levels.h"
+
+/* A logit below which a score of p cannot be reached, a little lowered because it only saves work:
+ * the score itself decides. */
 static float logit_bound(double p) {
+    p *= 1.0 - 1e-6; /* more than the rounding of a score */
     if (p <= 0.0) {
-        return -FINITE_LIMIT;
+        return -BXS_FLOAT_MAX;
     }
-    double logit = log(p / (1.0 - p));
+    const double logit = log(p / (1.0 - p));
     return (float)(logit - 1e-4 * (1.0 + fabs(logit)));
-}
-
-static float score0_of(const bxs_model *model, float class_logit, double quality) {
-    double p = bxs_sigmoid((double)class_logit);
-    return (float)(model->score0 == BXS_SCORE0_CLS ? p : sqrt(p * quality));
-}
-
-/* Whether any class logit reaches the bound; a loop without branches. */
-static int any_at_least(const float *logits, uint32_t n, float bound) {
-    int any = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        any |= logits[i] >= bound;
-    }
-    return any;
 }
 
 static int box_meets_content(const float box[4], const bxs_letterbox *map) {
@@ -68,43 +92,65 @@ static int box_meets_content(const float box[4], const bxs_letterbox *map) {
            box[0] < (float)map->content_width && box[1] < (float)map->content_height;
 }
 
-static void scan_locations(const bxs_model *model, const bxs_dense *dense, const bxs_letterbox *map,
-                           best *list) {
-    const uint32_t classes = model->classes;
+/* Scores the pairs that were found. */
+static void score_hits(const bxs_model *model, const bxs_dense *dense, const bxs_letterbox *map,
+                       float bound, bxs_simd level, const hits *found, best *list) {
     const int uses_quality = model->score0 == BXS_SCORE0_SQRT_CLS_QUALITY;
-    const double least = model->candidate_score;
-    const float bound = logit_bound(uses_quality ? least * least : least);
-    for (size_t location = 0; location < dense->locations; location++) {
-        const float *logits = dense->class_logits + location * classes;
-        double quality = 1.0;
-        if (uses_quality) {
-            float logit = dense->quality_logits[location];
-            if (!(logit >= bound && logit <= FINITE_LIMIT)) {
-                continue;
-            }
-            if (!any_at_least(logits, classes, bound)) {
-                continue;
-            }
-            quality = bxs_sigmoid((double)logit);
-        } else if (!any_at_least(logits, classes, bound)) {
-            continue;
+    double p[MAX_HITS], q[MAX_HITS];
+    uint32_t indices[MAX_HITS];
+    size_t n = 0;
+    for (size_t i = 0; i < found->n; i++) {
+        const uint32_t location = found->index[i] / model->classes;
+        /* the quality alone bounds the score as the class does */
+        const float quality = uses_quality ? dense->quality_logits[location] : bound;
+        if (found->value[i] <= BXS_FLOAT_MAX && quality >= bound && quality <= BXS_FLOAT_MAX) {
+            BXS_PREFETCH(dense->boxes + 4 * (size_t)location);
+            p[n] = bxs_limited((double)found->value[i]);
+            q[n] = bxs_limited((double)quality);
+            indices[n++] = found->index[i];
         }
-        if (!box_meets_content(dense->boxes + 4 * location, map)) {
-            continue;
-        }
-        for (uint32_t c = 0; c < classes; c++) {
-            if (!(logits[c] >= bound && logits[c] <= FINITE_LIMIT)) {
-                continue;
-            }
-            float score0 = score0_of(model, logits[c], quality);
-            if ((double)score0 > least) {
-                best_add(list, bxs_key(score0, (uint32_t)(location * classes + c)));
-            }
+    }
+    BXS_AT_LEVEL(level, sigmoids)(p, n);
+    if (uses_quality) {
+        BXS_AT_LEVEL(level, sigmoids)(q, n);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const float score0 = (float)(uses_quality ? sqrt(p[i] * q[i]) : p[i]);
+        const uint64_t key = bxs_key(score0, indices[i]);
+        if ((double)score0 > model->candidate_score && key > list->beaten &&
+            box_meets_content(dense->boxes + 4 * (size_t)(indices[i] / model->classes), map)) {
+            best_add(list, key);
         }
     }
 }
 
-/* Level, column and row of a location. */
+/* Leaves the best keys sorted in the list. */
+static bxs_status scan(const bxs_model *model, const bxs_dense *dense, const bxs_letterbox *map,
+                       const bxs_deadline *deadline, best *list) {
+    const bxs_simd level = bxs_simd_level(model->simd);
+    const size_t n = dense->locations * model->classes;
+    const int squared = model->score0 == BXS_SCORE0_SQRT_CLS_QUALITY;
+    double least = model->candidate_score;
+    hits found;
+    for (size_t at = 0; at < n;) {
+        if (bxs_expired(deadline)) {
+            return BXS_ERROR_DEADLINE;
+        }
+        const float bound = logit_bound(squared ? least * least : least);
+        const size_t end = n - at > POLLED_LOGITS ? at + POLLED_LOGITS : n;
+        while (at < end) {
+            at = BXS_AT_LEVEL(level, find)(dense->class_logits, at, end, bound, &found);
+            score_hits(model, dense, map, bound, level, &found, list);
+        }
+        if (list->beaten != 0) {
+            least = (double)bxs_key_score(list->beaten);
+        }
+    }
+    best_trim(list);
+    return BXS_OK;
+}
+
+/* Where location number `slot` is. */
 static void place(const bxs_model *model, const bxs_letterbox *map, bxs_candidate *candidate) {
     uint32_t first = 0;
     for (uint32_t level = 0; level < model->levels; level++) {
@@ -122,8 +168,8 @@ static void place(const bxs_model *model, const bxs_letterbox *map, bxs_candidat
     }
 }
 
-static bxs_candidate candidate_of(const bxs_model *model, const bxs_dense *dense,
-                                  const bxs_letterbox *map, uint64_t key) {
+static bxs_candidate dense_candidate(const bxs_model *model, const bxs_dense *dense,
+                                     const bxs_letterbox *map, uint64_t key) {
     bxs_candidate candidate;
     candidate.index = bxs_key_index(key);
     candidate.score0 = bxs_key_score(key);
@@ -134,50 +180,39 @@ static bxs_candidate candidate_of(const bxs_model *model, const bxs_dense *dense
     return candidate;
 }
 
-static bxs_status check(const bxs_model *model, const bxs_dense *dense, const bxs_letterbox *map,
-                        const void *scratch, const bxs_candidate *out, const size_t *n) {
-    if (model == NULL || dense == NULL || map == NULL || scratch == NULL || out == NULL ||
-        n == NULL || dense->class_logits == NULL || dense->boxes == NULL ||
-        (dense->quality_logits == NULL && model->score0 != BXS_SCORE0_CLS)) {
+static bxs_status check(const bxs_model *model, const bxs_letterbox *map, const void *scratch,
+                        const bxs_candidate *out, const size_t *n) {
+    if (model == NULL || map == NULL || scratch == NULL || out == NULL || n == NULL) {
         return BXS_ERROR_NULL;
     }
     bxs_status status = bxs_model_check(model);
     if (status != BXS_OK) {
         return status;
     }
-    if (dense->locations == 0 ||
-        dense->locations != bxs_location_count(model, map->height, map->width) ||
-        (uint64_t)dense->locations * model->classes >= UINT32_MAX) {
-        return BXS_ERROR_SIZE;
+    const size_t locations = bxs_location_count(model, map->height, map->width);
+    return locations == 0 || (uint64_t)locations * model->classes >= UINT32_MAX ? BXS_ERROR_SIZE
+                                                                                : BXS_OK;
+}
+
+static bxs_status check_dense(const bxs_model *model, const bxs_dense *dense,
+                              const bxs_letterbox *map) {
+    if (dense == NULL || dense->class_logits == NULL || dense->boxes == NULL ||
+        (dense->quality_logits == NULL && model->score0 != BXS_SCORE0_CLS)) {
+        return BXS_ERROR_NULL;
     }
-    return BXS_OK;
-}
-
-static size_t list_pieces(const bxs_model *model) {
-    return 2 * bxs_piece(2 * (size_t)model->candidates * sizeof(uint64_t));
-}
-
-/* Leaves the best keys sorted in the list. */
-static void scan(const bxs_model *model, const bxs_dense *dense, const bxs_letterbox *map,
-                 bxs_arena *arena, best *list) {
-    size_t bytes = 2 * (size_t)model->candidates * sizeof(uint64_t);
-    list->keys = (uint64_t *)bxs_arena_take(arena, bytes);
-    list->spare = (uint64_t *)bxs_arena_take(arena, bytes);
-    list->n = 0;
-    list->k = model->candidates;
-    list->beaten = 0;
-    scan_locations(model, dense, map, list);
-    best_trim(list);
+    return dense->locations == bxs_location_count(model, map->height, map->width) ? BXS_OK
+                                                                                  : BXS_ERROR_SIZE;
 }
 
 size_t bxs_scan_scratch_size(const bxs_model *model) {
-    return bxs_model_check(model) == BXS_OK ? bxs_scratch_total(list_pieces(model)) : 0;
+    return bxs_model_check(model) == BXS_OK ? bxs_scratch_total(best_size(model)) : 0;
 }
 
 bxs_status bxs_scan_dense(const bxs_model *model, const bxs_dense *dense, const bxs_letterbox *map,
                           void *scratch, size_t scratch_size, bxs_candidate *candidates,
                           size_t room, size_t *n) {
-    bxs_status status = check(model, dense, map, scratch, candidates, n);
+    bxs_status status = check(model, map, scratch, candidates, n);
+    status = status == BXS_OK ? check_dense(model, dense, map) : status;
     if (status != BXS_OK) {
         return status;
     }
@@ -185,30 +220,53 @@ bxs_status bxs_scan_dense(const bxs_model *model, const bxs_dense *dense, const 
         return BXS_ERROR_SCRATCH;
     }
     bxs_arena arena = bxs_arena_open(scratch);
-    best list;
-    scan(model, dense, map, &arena, &list);
+    best list = best_open(model, &arena);
+    scan(model, dense, map, NULL, &list);
     if (room < list.n) {
         return BXS_ERROR_ROOM;
     }
     for (size_t i = 0; i < list.n; i++) {
-        candidates[i] = candidate_of(model, dense, map, list.keys[i]);
+        candidates[i] = dense_candidate(model, dense, map, list.keys[i]);
     }
     *n = list.n;
     return BXS_OK;
 }
 
-size_t bxs_select_scratch_size(const bxs_model *model) {
-    if (bxs_model_check(model) != BXS_OK) {
-        return 0;
+/* ---------------------------------------------------------------- selection */
+
+/* Moves the keys of the boxes that survive to the front; `kept` is their number. */
+static bxs_status suppress(const bxs_model *model, const bxs_pairs *pairs, uint64_t *keys, size_t n,
+                           const bxs_deadline *deadline, void *memory, size_t *kept) {
+    bxs_kept *boxes = bxs_kept_open(memory, model->max_det, model->classes, model->nms_iou,
+                                    bxs_simd_level(model->simd));
+    *kept = 0;
+    for (size_t i = 0; i < n && *kept < model->max_det; i += POLLED_CANDIDATES) {
+        if (bxs_expired(deadline)) {
+            return BXS_ERROR_DEADLINE;
+        }
+        const size_t part = n - i < POLLED_CANDIDATES ? n - i : POLLED_CANDIDATES;
+        const size_t found = bxs_kept_visit(boxes, pairs, keys + i, part, model->max_det - *kept);
+        memmove(keys + *kept, keys + i, found * sizeof *keys);
+        *kept += found;
     }
-    return bxs_scratch_total(list_pieces(model) +
-                             bxs_scratch_total(bxs_kept_size(model->max_det, model->classes)));
+    return BXS_OK;
+}
+
+static size_t suppress_size(const bxs_model *model) {
+    return bxs_scratch_total(bxs_kept_size(model->max_det, model->classes));
+}
+
+size_t bxs_select_scratch_size(const bxs_model *model) {
+    return bxs_model_check(model) == BXS_OK
+               ? bxs_scratch_total(best_size(model) + suppress_size(model))
+               : 0;
 }
 
 bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *dense,
                             const bxs_letterbox *map, const bxs_deadline *deadline, void *scratch,
                             size_t scratch_size, bxs_candidate *kept, size_t room, size_t *n) {
-    bxs_status status = check(model, dense, map, scratch, kept, n);
+    bxs_status status = check(model, map, scratch, kept, n);
+    status = status == BXS_OK ? check_dense(model, dense, map) : status;
     if (status != BXS_OK) {
         return status;
     }
@@ -218,23 +276,154 @@ bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *dense,
     if (room < model->max_det) {
         return BXS_ERROR_ROOM;
     }
-    bxs_arena arena = bxs_arena_open(scratch);
-    best list;
-    scan(model, dense, map, &arena, &list);
-    const bxs_pairs pairs = {dense->boxes, NULL, model->classes};
-    bxs_kept *boxes = bxs_kept_open(arena.next, model->max_det, model->classes, model->nms_iou,
-                                    bxs_simd_level(model->simd));
     *n = 0;
-    for (size_t i = 0; i < list.n && *n < model->max_det; i += POLLED_EVERY) {
-        if (bxs_expired(deadline)) {
-            return BXS_ERROR_DEADLINE;
-        }
-        const size_t part = list.n - i < POLLED_EVERY ? list.n - i : POLLED_EVERY;
-        const size_t found =
-            bxs_kept_visit(boxes, &pairs, list.keys + i, part, model->max_det - *n);
-        for (size_t j = 0; j < found; j++) {
-            kept[(*n)++] = candidate_of(model, dense, map, list.keys[i + j]);
-        }
+    bxs_arena arena = bxs_arena_open(scratch);
+    best list = best_open(model, &arena);
+    status = scan(model, dense, map, deadline, &list);
+    if (status != BXS_OK) {
+        return status;
     }
+    const bxs_pairs pairs = {dense->boxes, NULL, model->classes};
+    status = suppress(model, &pairs, list.keys, list.n, deadline, arena.next, n);
+    for (size_t i = 0; i < *n; i++) {
+        kept[i] = dense_candidate(model, dense, map, list.keys[i]);
+    }
+    return status;
+}
+
+/* ---------------------------------------------------------------- the topk form */
+
+/* The rows that pass, by location * C + class, so that a row's number breaks ties. */
+typedef struct {
+    uint64_t *keys, *spare;
+    float *boxes;
+    uint32_t *classes, *rows;
+} ranks;
+
+static size_t ranks_size(const bxs_model *model) {
+    const size_t k = model->candidates;
+    return 2 * bxs_piece(k * sizeof(uint64_t)) + bxs_piece(4 * k * sizeof(float)) +
+           2 * bxs_piece(k * sizeof(uint32_t));
+}
+
+static ranks ranks_open(const bxs_model *model, bxs_arena *arena) {
+    const size_t k = model->candidates;
+    ranks order;
+    order.keys = (uint64_t *)bxs_arena_take(arena, k * sizeof(uint64_t));
+    order.spare = (uint64_t *)bxs_arena_take(arena, k * sizeof(uint64_t));
+    order.boxes = (float *)bxs_arena_take(arena, 4 * k * sizeof(float));
+    order.classes = (uint32_t *)bxs_arena_take(arena, k * sizeof(uint32_t));
+    order.rows = (uint32_t *)bxs_arena_take(arena, k * sizeof(uint32_t));
+    return order;
+}
+
+/* location * C + class of a row; UINT32_MAX if its label, level or location does not exist. */
+static uint32_t pair_index(const bxs_model *model, const bxs_topk *topk, const bxs_letterbox *map,
+                           size_t row) {
+    const int32_t level = topk->levels[row], label = topk->labels[row];
+    const float x = topk->locations[2 * row], y = topk->locations[2 * row + 1];
+    if (level < 0 || (uint32_t)level >= model->levels || label < 0 ||
+        (uint32_t)label >= model->classes ||
+        !(x >= 0.0f && x <= 2.0f * BXS_MAX_SIDE && y >= 0.0f && y <= 2.0f * BXS_MAX_SIDE)) {
+        return UINT32_MAX;
+    }
+    uint32_t first = 0;
+    for (uint32_t i = 0; i < (uint32_t)level; i++) {
+        first += ((map->height + model->strides[i] - 1) / model->strides[i]) *
+                 ((map->width + model->strides[i] - 1) / model->strides[i]);
+    }
+    const uint32_t stride = model->strides[level];
+    const uint32_t columns = (map->width + stride - 1) / stride;
+    const uint32_t rows = (map->height + stride - 1) / stride;
+    const uint32_t column = (uint32_t)x / stride, line = (uint32_t)y / stride;
+    if (column >= columns || line >= rows || x != (float)(column * stride + stride / 2) ||
+        y != (float)(line * stride + stride / 2)) {
+        return UINT32_MAX;
+    }
+    return (first + line * columns + column) * model->classes + (uint32_t)label;
+}
+
+/* Leaves keys of score and rank, sorted; `n` is their number. */
+static bxs_status rank_rows(const bxs_model *model, const bxs_topk *topk, const bxs_letterbox *map,
+                            ranks *order, size_t *n) {
+    size_t count = 0;
+    for (size_t row = 0; row < topk->rows; row++) {
+        const float score0 = topk->scores[row];
+        if (!((double)score0 > model->candidate_score && score0 <= BXS_FLOAT_MAX) ||
+            !box_meets_content(topk->boxes + 4 * row, map)) {
+            continue;
+        }
+        const uint32_t index = pair_index(model, topk, map, row);
+        if (index == UINT32_MAX) {
+            return BXS_ERROR_VALUE;
+        }
+        order->keys[count++] = (uint64_t)~index << 32 | (uint32_t)row;
+    }
+    bxs_sort_keys(order->keys, order->spare, count);
+    for (size_t rank = 0; rank < count; rank++) {
+        const uint32_t row = (uint32_t)order->keys[rank];
+        memcpy(order->boxes + 4 * rank, topk->boxes + 4 * (size_t)row, 4 * sizeof(float));
+        order->classes[rank] = (uint32_t)topk->labels[row];
+        order->rows[rank] = row;
+        order->keys[rank] = bxs_key(topk->scores[row], (uint32_t)rank);
+    }
+    bxs_sort_keys(order->keys, order->spare, count);
+    *n = count;
     return BXS_OK;
+}
+
+static bxs_candidate topk_candidate(const bxs_model *model, const bxs_topk *topk,
+                                    const bxs_letterbox *map, uint32_t row) {
+    bxs_candidate candidate;
+    memcpy(candidate.box, topk->boxes + 4 * (size_t)row, sizeof candidate.box);
+    candidate.score0 = topk->scores[row];
+    candidate.class_index = (uint32_t)topk->labels[row];
+    candidate.index = pair_index(model, topk, map, row);
+    candidate.slot = row;
+    candidate.level = (uint32_t)topk->levels[row];
+    candidate.x = topk->locations[2 * (size_t)row];
+    candidate.y = topk->locations[2 * (size_t)row + 1];
+    return candidate;
+}
+
+size_t bxs_select_topk_scratch_size(const bxs_model *model) {
+    return bxs_model_check(model) == BXS_OK
+               ? bxs_scratch_total(ranks_size(model) + suppress_size(model))
+               : 0;
+}
+
+bxs_status bxs_select_topk(const bxs_model *model, const bxs_topk *topk, const bxs_letterbox *map,
+                           const bxs_deadline *deadline, void *scratch, size_t scratch_size,
+                           bxs_candidate *kept, size_t room, size_t *n) {
+    bxs_status status = check(model, map, scratch, kept, n);
+    if (status != BXS_OK) {
+        return status;
+    }
+    if (topk == NULL || topk->scores == NULL || topk->labels == NULL || topk->boxes == NULL ||
+        topk->locations == NULL || topk->levels == NULL) {
+        return BXS_ERROR_NULL;
+    }
+    if (topk->rows > model->candidates) {
+        return BXS_ERROR_SIZE;
+    }
+    if (scratch_size < bxs_select_topk_scratch_size(model)) {
+        return BXS_ERROR_SCRATCH;
+    }
+    if (room < model->max_det) {
+        return BXS_ERROR_ROOM;
+    }
+    *n = 0;
+    bxs_arena arena = bxs_arena_open(scratch);
+    ranks order = ranks_open(model, &arena);
+    size_t count;
+    status = rank_rows(model, topk, map, &order, &count);
+    if (status != BXS_OK) {
+        return status;
+    }
+    const bxs_pairs pairs = {order.boxes, order.classes, 1};
+    status = suppress(model, &pairs, order.keys, count, deadline, arena.next, n);
+    for (size_t i = 0; i < *n; i++) {
+        kept[i] = topk_candidate(model, topk, map, order.rows[bxs_key_index(order.keys[i])]);
+    }
+    return status;
 }

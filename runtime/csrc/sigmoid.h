@@ -34,11 +34,20 @@ static inline double bxs_exp(double x) {
     return p * power;
 }
 
-/* 1 / (1 + exp(-x)); x is limited to +-80, where the result is within 2e-35 of 0 or equal to 1. */
-static inline double bxs_sigmoid(double x) {
+/* Limits a logit to +-80, where its probability is within 2e-35 of 0 or equal to 1. */
+static inline double bxs_limited(double x) {
     x = x < -80.0 ? -80.0 : x;
-    x = x > 80.0 ? 80.0 : x;
+    return x > 80.0 ? 80.0 : x;
+}
+
+/* 1 / (1 + exp(-x)) for a limited x; loops over it vectorise. */
+static inline double bxs_sigmoid_limited(double x) {
     return 1.0 / (1.0 + bxs_exp(-x));
+}
+
+/* 1 / (1 + exp(-x)) for every x. */
+static inline double bxs_sigmoid(double x) {
+    return bxs_sigmoid_limited(bxs_limited(x));
 }
 
 #endif

@@ -285,13 +285,26 @@ typedef struct {
     size_t locations;            /* L */
 } bxs_dense;
 
+/* The topk form: the graph has chosen and scored the pairs; one image of a batch. Its parameters
+ * are rows too (see bxs_mask_inputs). Rows may come in any order; those whose score is not above
+ * candidate_score are padding and not looked at further. */
+typedef struct {
+    const float *scores;    /* rows: score0 */
+    const int32_t *labels;  /* rows: class, 0..C-1 */
+    const float *boxes;     /* rows x 4, input pixels */
+    const float *locations; /* rows x 2: x and y in input pixels, as in bxs_candidate */
+    const int32_t *levels;  /* rows: pyramid level, 0..levels-1 */
+    size_t rows;            /* at most K */
+} bxs_topk;
+
 /* One (location, class) pair. */
 typedef struct {
     float box[4];         /* as predicted, input pixels */
     float score0;         /* (0, 1] */
     uint32_t class_index; /* 0..C-1 */
     uint32_t index;       /* location * C + class: breaks ties, lower first */
-    uint32_t slot;        /* which parameter vector belongs to it; the location in the dense form */
+    uint32_t slot;        /* which parameter vector belongs to it: the location in the dense form,
+                             the row in the topk form */
     uint32_t level;       /* pyramid level, 0..levels-1 */
     float x, y;           /* the location in input pixels, column * stride + stride / 2 (floor) */
 } bxs_candidate;
@@ -306,7 +319,8 @@ typedef struct {
  *   scratch     bxs_scan_scratch_size(model) bytes
  *   candidates  room for K; ordered by score0, highest first, then by index
  *   n           how many there are
- * Cost: one read of the logits, and a sort of 2 K keys for every K candidates that pass. */
+ * Cost: one read of the class logits; for each pair whose class alone would pass, two exponentials;
+ * a sort of 2 K keys for every K candidates better than those before. */
 BXS_API size_t bxs_scan_scratch_size(const bxs_model *model);
 BXS_API bxs_status bxs_scan_dense(const bxs_model *model, const bxs_dense *dense,
                                   const bxs_letterbox *map, void *scratch, size_t scratch_size,
@@ -322,6 +336,16 @@ BXS_API bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *den
                                     const bxs_letterbox *map, const bxs_deadline *deadline,
                                     void *scratch, size_t scratch_size, bxs_candidate *kept,
                                     size_t room, size_t *n);
+
+/* The same for the topk form; scores are taken as they are. A row that passes but has a label,
+ * level or location that does not exist is BXS_ERROR_VALUE.
+ *
+ *   scratch   bxs_select_topk_scratch_size(model) bytes */
+BXS_API size_t bxs_select_topk_scratch_size(const bxs_model *model);
+BXS_API bxs_status bxs_select_topk(const bxs_model *model, const bxs_topk *topk,
+                                   const bxs_letterbox *map, const bxs_deadline *deadline,
+                                   void *scratch, size_t scratch_size, bxs_candidate *kept,
+                                   size_t room, size_t *n);
 
 /* ---------------------------------------------------------------- suppression */
 
