@@ -115,3 +115,65 @@ def test_random_text_never_crashes() -> None:
         except ValueError:
             refused += 1
     assert refused > 1000
+
+
+def test_windows_as_bytes_and_bits_equal_the_mask() -> None:
+    rng = np.random.default_rng(8)
+    for mask in _masks(40):
+        height, width = mask.shape
+        text = _encode(mask)
+        x0, y0 = int(rng.integers(width)), int(rng.integers(height))
+        window = (x0, y0, int(rng.integers(x0, width)) + 1, int(rng.integers(y0, height)) + 1)
+        for x0, y0, x1, y1 in [(0, 0, width, height), window]:
+            out = np.full((y1 - y0, x1 - x0), 9, np.uint8)
+            _native.rle_bytes(text, height, width, (x0, y0, x1, y1), out)
+            assert np.array_equal(out, mask[y0:y1, x0:x1])
+            bits = np.full((y1 - y0, (x1 - x0 + 7) // 8), 9, np.uint8)
+            _native.rle_bits(text, height, width, (x0, y0, x1, y1), bits)
+            unpacked = np.unpackbits(bits, axis=1, bitorder="little")
+            assert np.array_equal(unpacked[:, : x1 - x0], out)
+            assert not unpacked[:, x1 - x0 :].any()
+
+
+def test_the_label_image_is_painted_from_the_last_to_the_first() -> None:
+    rng = np.random.default_rng(9)
+    for dtype, count in [(np.uint8, 5), (np.uint8, 255), (np.uint16, 300)]:
+        masks = np.kron(rng.random((count, 4, 5)) < 0.2, np.ones((7, 9), bool))
+        masks[1] = False
+        expected = np.zeros((28, 45), dtype)
+        for i in reversed(range(count)):
+            expected[masks[i]] = i + 1
+        found = np.full((28, 45), 7, dtype)
+        scratch = np.empty(_native.label_image_scratch_size(28, 45), np.uint8)
+        _native.label_image(tuple(map(_encode, masks)), 28, 45, scratch, found)
+        assert np.array_equal(found, expected)
+
+
+def test_label_images_refuse_what_does_not_fit() -> None:
+    text = _encode(np.ones((3, 4), bool))
+    scratch = np.empty(_native.label_image_scratch_size(3, 4), np.uint8)
+    with pytest.raises(ValueError, match="BXS_ERROR_SIZE"):
+        _native.label_image((text,) * 256, 3, 4, scratch, np.zeros((3, 4), np.uint8))
+    with pytest.raises(ValueError, match="BXS_ERROR_ROOM"):
+        _native.label_image((text,), 3, 4, scratch, np.zeros((2, 4), np.uint8))
+    with pytest.raises(ValueError, match="BXS_ERROR_SCRATCH"):
+        _native.label_image((text,), 3, 4, scratch[1:], np.zeros((3, 4), np.uint8))
+    with pytest.raises(ValueError, match="BXS_ERROR_TEXT"):
+        _native.label_image((text[:1],), 3, 4, scratch, np.zeros((3, 4), np.uint8))
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        _native.label_image((text,), 3, 4, scratch, np.zeros((3, 4), np.float32))
+
+
+def test_hostile_text_gives_a_code() -> None:
+    rng = np.random.default_rng(10)
+    for _ in range(500):
+        # the last character is none of the 64
+        text = rng.integers(40, 120, rng.integers(0, 12), dtype=np.uint8).tobytes() + b"~"
+        with pytest.raises(ValueError, match="BXS_ERROR_TEXT"):
+            _native.rle_measure(text, 7, 9)
+        with pytest.raises(ValueError, match="BXS_ERROR_TEXT"):
+            _native.rle_bits(text, 7, 9, (1, 1, 5, 6), bytearray(5))
+        with pytest.raises(ValueError, match="BXS_ERROR_TEXT"):
+            _native.rle_bytes(text, 7, 9, (1, 1, 5, 6), bytearray(20))
+        with pytest.raises(ValueError, match="BXS_ERROR_TEXT"):
+            _native.rle_polygons(text, 7, 9)

@@ -824,6 +824,83 @@ static PyObject *surface_bits(PyObject *Py_UNUSED(module), PyObject *args) {
     return draw(args, bxs_surface_bits);
 }
 
+/* Rings while they are found; the room grows once, to what is needed. */
+typedef struct {
+    float *points;
+    uint32_t *ends;
+    size_t point_room, ring_room, n_points, n_rings;
+} rings;
+
+static int rings_open(rings *found, size_t points, size_t n) {
+    found->point_room = points;
+    found->ring_room = n;
+    found->points = (float *)PyMem_Malloc(points * 2 * sizeof(float) + 1);
+    found->ends = (uint32_t *)PyMem_Malloc(n * sizeof(uint32_t) + 1);
+    if (found->points == NULL || found->ends == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+static void rings_close(rings *found) {
+    PyMem_Free(found->points);
+    PyMem_Free(found->ends);
+    found->points = NULL;
+    found->ends = NULL;
+}
+
+static int rings_grow(rings *found) {
+    rings_close(found);
+    return rings_open(found, found->n_points, found->n_rings);
+}
+
+static PyObject *rings_bytes(const rings *found) {
+    return Py_BuildValue(
+        "(y#y#)", (const char *)found->points, (Py_ssize_t)(found->n_points * 2 * sizeof(float)),
+        (const char *)found->ends, (Py_ssize_t)(found->n_rings * sizeof(uint32_t)));
+}
+
+static PyObject *surface_polygons(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *logits, *result = NULL;
+    bxs_surface surface;
+    bxs_letterbox map;
+    float box[4];
+    void *scratch = NULL;
+    rings found = {NULL, NULL, 0, 0, 0, 0};
+    arrays held = {.count = 0};
+    if (!PyArg_ParseTuple(args, SURFACE_FORMAT MAP_FORMAT "(ffff)", SURFACE_FIELDS(logits, surface),
+                          MAP_FIELDS(map), &box[0], &box[1], &box[2], &box[3])) {
+        return NULL;
+    }
+    if (hold_surface(&held, logits, &surface) != 0 || rings_open(&found, 256, 16) != 0) {
+        goto release;
+    }
+    size_t size = bxs_surface_polygons_scratch_size(&surface.region);
+    scratch = PyMem_Malloc(size);
+    if (scratch == NULL) {
+        PyErr_NoMemory();
+        goto release;
+    }
+    bxs_status status;
+    do {
+        Py_BEGIN_ALLOW_THREADS;
+        status =
+            bxs_surface_polygons(&surface, &map, box, scratch, size, found.points, found.point_room,
+                                 found.ends, found.ring_room, &found.n_points, &found.n_rings);
+        Py_END_ALLOW_THREADS;
+        if (status == BXS_ERROR_ROOM && rings_grow(&found) != 0) {
+            goto release;
+        }
+    } while (status == BXS_ERROR_ROOM);
+    result = status == BXS_OK ? rings_bytes(&found) : raise_status(status);
+release:
+    rings_close(&found);
+    PyMem_Free(scratch);
+    release_arrays(&held);
+    return result;
+}
+
 static PyObject *masks_scratch_size(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *object;
     bxs_letterbox map;
@@ -967,6 +1044,143 @@ static PyObject *rle_measure(PyObject *Py_UNUSED(module), PyObject *args) {
                             : raise_status(status);
 }
 
+typedef bxs_status (*window_function)(const char *, size_t, uint32_t, uint32_t, bxs_region,
+                                      uint8_t *, size_t);
+
+static PyObject *draw_window(PyObject *args, window_function function) {
+    const char *text;
+    Py_ssize_t length;
+    unsigned int height, width;
+    bxs_region window;
+    PyObject *out_object, *result = NULL;
+    arrays held = {.count = 0};
+    if (!PyArg_ParseTuple(args, "y#II" REGION_FORMAT "O", &text, &length, &height, &width,
+                          REGION_FIELDS(window), &out_object)) {
+        return NULL;
+    }
+    uint8_t *out = (uint8_t *)hold_array(&held, out_object, "out", 'B', 0, PyBUF_WRITABLE);
+    if (out != NULL) {
+        size_t room = held_bytes(&held);
+        bxs_status status;
+        Py_BEGIN_ALLOW_THREADS;
+        status = function(text, (size_t)length, height, width, window, out, room);
+        Py_END_ALLOW_THREADS;
+        result = status == BXS_OK ? Py_NewRef(Py_None) : raise_status(status);
+    }
+    release_arrays(&held);
+    return result;
+}
+
+static PyObject *rle_bytes(PyObject *Py_UNUSED(module), PyObject *args) {
+    return draw_window(args, bxs_rle_bytes);
+}
+
+static PyObject *rle_bits(PyObject *Py_UNUSED(module), PyObject *args) {
+    return draw_window(args, bxs_rle_bits);
+}
+
+static PyObject *label_image_scratch_size(PyObject *Py_UNUSED(module), PyObject *args) {
+    unsigned int height, width;
+    if (!PyArg_ParseTuple(args, "II", &height, &width)) {
+        return NULL;
+    }
+    return PyLong_FromSize_t(bxs_label_image_scratch_size(height, width));
+}
+
+static PyObject *label_image(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *texts, *scratch_object, *out_object, *result = NULL;
+    unsigned int height, width;
+    arrays held = {.count = 0};
+    if (!PyArg_ParseTuple(args, "O!IIOO", &PyTuple_Type, &texts, &height, &width, &scratch_object,
+                          &out_object)) {
+        return NULL;
+    }
+    const Py_ssize_t n = PyTuple_Size(texts);
+    bxs_text *masks = (bxs_text *)PyMem_Calloc((size_t)n + 1, sizeof *masks);
+    if (masks == NULL) {
+        return PyErr_NoMemory();
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        char *text;
+        Py_ssize_t length;
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(texts, i), &text, &length) != 0) {
+            goto release;
+        }
+        masks[i].text = text;
+        masks[i].length = (size_t)length;
+    }
+    void *scratch = hold_array(&held, scratch_object, "scratch", 'B', 0, PyBUF_WRITABLE);
+    size_t scratch_size = scratch == NULL ? 0 : held_bytes(&held);
+    void *out =
+        scratch == NULL ? NULL : hold_array(&held, out_object, "out", 'B', 0, PyBUF_WRITABLE);
+    if (out == NULL) {
+        goto release;
+    }
+    const Py_buffer *view = &held.views[held.count - 1];
+    const int is_u16 = view->itemsize == 2;
+    if (view->format == NULL || view->format[0] != (is_u16 ? 'H' : 'B') || view->format[1] != 0) {
+        PyErr_Format(PyExc_ValueError, "out must be uint8 or uint16, got format %s",
+                     view->format ? view->format : "none");
+        goto release;
+    }
+    size_t room = held_bytes(&held) / (size_t)view->itemsize;
+    bxs_status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = is_u16 ? bxs_label_image_u16(masks, (size_t)n, height, width, scratch, scratch_size,
+                                          (uint16_t *)out, width, room)
+                    : bxs_label_image_u8(masks, (size_t)n, height, width, scratch, scratch_size,
+                                         (uint8_t *)out, width, room);
+    Py_END_ALLOW_THREADS;
+    result = status == BXS_OK ? Py_NewRef(Py_None) : raise_status(status);
+release:
+    release_arrays(&held);
+    PyMem_Free(masks);
+    return result;
+}
+
+static PyObject *rle_polygons(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *text;
+    Py_ssize_t length;
+    unsigned int height, width;
+    uint32_t area;
+    bxs_region box;
+    if (!PyArg_ParseTuple(args, "y#II", &text, &length, &height, &width)) {
+        return NULL;
+    }
+    bxs_status status = bxs_rle_measure(text, (size_t)length, height, width, &area, &box);
+    if (status != BXS_OK) {
+        return raise_status(status);
+    }
+    if (area == 0) {
+        return Py_BuildValue("(y#y#)", "", (Py_ssize_t)0, "", (Py_ssize_t)0);
+    }
+    PyObject *result = NULL;
+    rings found = {NULL, NULL, 0, 0, 0, 0};
+    size_t size = bxs_rle_polygons_scratch_size(&box);
+    void *scratch = PyMem_Malloc(size);
+    if (scratch == NULL) {
+        return PyErr_NoMemory();
+    }
+    if (rings_open(&found, 1024, 16) != 0) {
+        goto release;
+    }
+    do {
+        Py_BEGIN_ALLOW_THREADS;
+        status = bxs_rle_polygons(text, (size_t)length, height, width, box, scratch, size,
+                                  found.points, found.point_room, found.ends, found.ring_room,
+                                  &found.n_points, &found.n_rings);
+        Py_END_ALLOW_THREADS;
+        if (status == BXS_ERROR_ROOM && rings_grow(&found) != 0) {
+            goto release;
+        }
+    } while (status == BXS_ERROR_ROOM);
+    result = status == BXS_OK ? rings_bytes(&found) : raise_status(status);
+release:
+    rings_close(&found);
+    PyMem_Free(scratch);
+    return result;
+}
+
 /* ---------------------------------------------------------------- module */
 
 static PyMethodDef functions[] = {
@@ -1007,6 +1221,8 @@ static PyMethodDef functions[] = {
      "surface, map, pixels, scratch, text, simd -> length, area"},
     {"surface_bytes", surface_bytes, METH_VARARGS, "surface, map, pixels, scratch, out, simd"},
     {"surface_bits", surface_bits, METH_VARARGS, "surface, map, pixels, scratch, out, simd"},
+    {"surface_polygons", surface_polygons, METH_VARARGS,
+     "surface, map, frame box -> float32 points, uint32 ends"},
     {"masks_scratch_size", masks_scratch_size, METH_VARARGS, "model, map -> bytes"},
     {"masks", masks, METH_VARARGS,
      "model, parameters, features, slots, by_slot, map, candidates, n, confidence, scratch, "
@@ -1014,6 +1230,12 @@ static PyMethodDef functions[] = {
     {"rle_encode", rle_encode, METH_O, "mask -> text"},
     {"rle_paint", rle_paint, METH_VARARGS, "text, height, width, window, value, out"},
     {"rle_measure", rle_measure, METH_VARARGS, "text, height, width -> area, box"},
+    {"rle_bytes", rle_bytes, METH_VARARGS, "text, height, width, window, out"},
+    {"rle_bits", rle_bits, METH_VARARGS, "text, height, width, window, out"},
+    {"rle_polygons", rle_polygons, METH_VARARGS,
+     "text, height, width -> float32 points, uint32 ends"},
+    {"label_image_scratch_size", label_image_scratch_size, METH_VARARGS, "height, width -> bytes"},
+    {"label_image", label_image, METH_VARARGS, "texts, height, width, scratch, out"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,6 +1,10 @@
 /* COCO's run-length text: encode bytes, decode, measure. */
 #include "boxseg.h"
+#include "picture.h"
+#include "run_reader.h"
 #include "run_text.h"
+
+#include <string.h>
 
 static int size_is_valid(uint32_t height, uint32_t width) {
     return height >= 1 && width >= 1 && height <= BXS_MAX_SIDE && width <= BXS_MAX_SIDE;
@@ -37,40 +41,6 @@ bxs_status bxs_rle_encode(const uint8_t *mask, uint32_t height, uint32_t width, 
     *length = writer.length;
     *area = (uint32_t)writer.area;
     return writer.is_full ? BXS_ERROR_ROOM : BXS_OK;
-}
-
-/* Reads counts one after the other. */
-typedef struct {
-    const char *text;
-    size_t length, at;
-    int64_t previous[2];
-    uint32_t counts;
-} reader;
-
-/* The next run's pixels, or -1 if the text is malformed. */
-static int64_t read_count(reader *r) {
-    int64_t value = 0;
-    int64_t weight = 1;
-    for (int groups = 0; groups < 9; groups++) {
-        if (r->at == r->length) {
-            return -1;
-        }
-        int group = r->text[r->at++] - 48;
-        if (group < 0 || group > 63) {
-            return -1;
-        }
-        value += (group & 0x1f) * weight;
-        weight *= 32;
-        if ((group & 0x20) == 0) {
-            value -= group & 0x10 ? weight : 0;
-            value += r->counts > 2 ? r->previous[1] : 0;
-            r->previous[1] = r->previous[0];
-            r->previous[0] = value;
-            r->counts += r->counts < 3;
-            return value < 0 ? -1 : value;
-        }
-    }
-    return -1;
 }
 
 /* Sets the pixels first..last (down the columns) that lie in the window. */
@@ -113,20 +83,12 @@ bxs_status bxs_rle_paint(const char *text, size_t length, uint32_t height, uint3
     if (room < columns || (window.y1 - window.y0 - 1) > (room - columns) / row_stride) {
         return BXS_ERROR_ROOM;
     }
-    const uint64_t pixels = (uint64_t)height * width;
-    reader r = {text, length, 0, {0, 0}, 0};
-    uint64_t at = 0;
-    for (uint32_t on = 0; r.at < length; on = !on) {
-        int64_t run = read_count(&r);
-        if (run < 0 || (uint64_t)run > pixels - at) {
-            return BXS_ERROR_TEXT;
-        }
-        if (on) {
-            paint(at, at + (uint64_t)run, height, window, value, out, row_stride);
-        }
-        at += (uint64_t)run;
+    run_walk walk = run_walk_open(text, length, height, width);
+    int found;
+    while ((found = run_walk_next(&walk)) > 0) {
+        paint(walk.first, walk.last, height, window, value, out, row_stride);
     }
-    return at == pixels ? BXS_OK : BXS_ERROR_TEXT;
+    return found == 0 ? BXS_OK : BXS_ERROR_TEXT;
 }
 
 /* Grows the box by the pixels first..last, which are at least one. */
@@ -149,29 +111,158 @@ bxs_status bxs_rle_measure(const char *text, size_t length, uint32_t height, uin
     if (!size_is_valid(height, width)) {
         return BXS_ERROR_SIZE;
     }
-    const uint64_t pixels = (uint64_t)height * width;
-    reader r = {text, length, 0, {0, 0}, 0};
-    bxs_region found = {width, height, 0, 0};
-    uint64_t at = 0;
+    run_walk walk = run_walk_open(text, length, height, width);
+    bxs_region around = {width, height, 0, 0};
     uint64_t count = 0;
-    for (uint32_t on = 0; r.at < length; on = !on) {
-        int64_t run = read_count(&r);
-        if (run < 0 || (uint64_t)run > pixels - at) {
-            return BXS_ERROR_TEXT;
-        }
-        if (on && run > 0) {
-            enclose(at, at + (uint64_t)run, height, &found);
-            count += (uint64_t)run;
-        }
-        at += (uint64_t)run;
+    int found;
+    while ((found = run_walk_next(&walk)) > 0) {
+        enclose(walk.first, walk.last, height, &around);
+        count += walk.last - walk.first;
     }
-    if (at != pixels) {
+    if (found < 0) {
         return BXS_ERROR_TEXT;
     }
     if (count == 0) {
-        found.x0 = found.y0 = 0;
+        around.x0 = around.y0 = 0;
     }
     *area = (uint32_t)count;
-    *box = found;
+    *box = around;
     return BXS_OK;
 }
+
+/* Marks where the columns of a window change: column x changes at row y if byte (y, x) is odd, or,
+ * of bits, if bit x of row y is set. */
+static void mark(uint64_t first, uint64_t last, uint32_t height, bxs_region window, int is_bits,
+                 uint8_t *out, size_t stride) {
+    uint32_t x = (uint32_t)(first / height);
+    uint32_t y = (uint32_t)(first % height);
+    uint64_t left = last - first;
+    while (left > 0 && x < window.x1) {
+        const uint64_t in_column = height - y < left ? height - y : left;
+        const uint32_t end = y + (uint32_t)in_column;
+        if (x >= window.x0 && y < window.y1 && end > window.y0) {
+            const uint32_t column = x - window.x0;
+            uint8_t *top = out + (is_bits ? column / 8 : column);
+            const uint8_t flip = (uint8_t)(is_bits ? 1u << column % 8 : 1u);
+            top[(y > window.y0 ? y - window.y0 : 0) * stride] ^= flip;
+            if (end < window.y1) {
+                top[(end - window.y0) * stride] ^= flip;
+            }
+        }
+        left -= in_column;
+        x++;
+        y = 0;
+    }
+}
+
+/* Draws a window as bytes 0 and 1 or as bits. */
+static bxs_status draw(const char *text, size_t length, uint32_t height, uint32_t width,
+                       bxs_region window, int is_bits, uint8_t *out, size_t stride) {
+    const size_t rows = window.y1 - window.y0;
+    memset(out, 0, rows * stride);
+    run_walk walk = run_walk_open(text, length, height, width);
+    int found;
+    while ((found = run_walk_next(&walk)) > 0) {
+        mark(walk.first, walk.last, height, window, is_bits, out, stride);
+    }
+    bxs_carry_down(out, stride, rows, stride);
+    return found == 0 ? BXS_OK : BXS_ERROR_TEXT;
+}
+
+static int window_is_valid(bxs_region window, uint32_t height, uint32_t width) {
+    return size_is_valid(height, width) && window.x0 < window.x1 && window.y0 < window.y1 &&
+           window.x1 <= width && window.y1 <= height;
+}
+
+bxs_status bxs_rle_bytes(const char *text, size_t length, uint32_t height, uint32_t width,
+                         bxs_region window, uint8_t *out, size_t room) {
+    if (text == NULL || out == NULL) {
+        return BXS_ERROR_NULL;
+    }
+    if (!window_is_valid(window, height, width)) {
+        return BXS_ERROR_SIZE;
+    }
+    const size_t stride = window.x1 - window.x0;
+    return room / stride < window.y1 - window.y0
+               ? BXS_ERROR_ROOM
+               : draw(text, length, height, width, window, 0, out, stride);
+}
+
+bxs_status bxs_rle_bits(const char *text, size_t length, uint32_t height, uint32_t width,
+                        bxs_region window, uint8_t *out, size_t room) {
+    if (text == NULL || out == NULL) {
+        return BXS_ERROR_NULL;
+    }
+    if (!window_is_valid(window, height, width)) {
+        return BXS_ERROR_SIZE;
+    }
+    const size_t stride = ((size_t)(window.x1 - window.x0) + 7) / 8;
+    return room / stride < window.y1 - window.y0
+               ? BXS_ERROR_ROOM
+               : draw(text, length, height, width, window, 1, out, stride);
+}
+
+/* ---------------------------------------------------------------- label image */
+
+size_t bxs_label_image_scratch_size(uint32_t height, uint32_t width) {
+    return size_is_valid(height, width) ? (size_t)height * width : 0;
+}
+
+static bxs_status check_labels(const bxs_text *masks, size_t n, size_t most, uint32_t height,
+                               uint32_t width, const void *scratch, size_t scratch_size,
+                               const void *out, size_t row_stride, size_t room) {
+    if (scratch == NULL || out == NULL || (n > 0 && masks == NULL)) {
+        return BXS_ERROR_NULL;
+    }
+    if (!size_is_valid(height, width) || n > most) {
+        return BXS_ERROR_SIZE;
+    }
+    if (scratch_size < bxs_label_image_scratch_size(height, width)) {
+        return BXS_ERROR_SCRATCH;
+    }
+    if (row_stride < width) {
+        return BXS_ERROR_STRIDE;
+    }
+    return room < width || height - 1 > (room - width) / row_stride ? BXS_ERROR_ROOM : BXS_OK;
+}
+
+/* Draws a mask into the scratch, as small as it is; *box is empty if it is. */
+static bxs_status draw_small(const bxs_text *mask, uint32_t height, uint32_t width,
+                             uint8_t *scratch, bxs_region *box) {
+    uint32_t area;
+    if (mask->text == NULL) {
+        return BXS_ERROR_NULL;
+    }
+    bxs_status status = bxs_rle_measure(mask->text, mask->length, height, width, &area, box);
+    return status != BXS_OK || area == 0
+               ? status
+               : draw(mask->text, mask->length, height, width, *box, 0, scratch, box->x1 - box->x0);
+}
+
+/* The compiler makes vectors of these loops. */
+#define LABEL_IMAGE(name, pixel, most)                                                             \
+    bxs_status name(const bxs_text *masks, size_t n, uint32_t height, uint32_t width,              \
+                    void *scratch, size_t scratch_size, pixel *out, size_t row_stride,             \
+                    size_t room) {                                                                 \
+        bxs_status status = check_labels(masks, n, most, height, width, scratch, scratch_size,     \
+                                         out, row_stride, room);                                   \
+        for (size_t y = 0; status == BXS_OK && y < height; y++) {                                  \
+            memset(out + y * row_stride, 0, width * sizeof *out);                                  \
+        }                                                                                          \
+        for (size_t i = n; status == BXS_OK && i-- > 0;) {                                         \
+            const uint8_t *BXS_RESTRICT row = (const uint8_t *)scratch;                            \
+            bxs_region box;                                                                        \
+            status = draw_small(&masks[i], height, width, (uint8_t *)scratch, &box);               \
+            const size_t columns = status == BXS_OK ? box.x1 - box.x0 : 0;                         \
+            for (uint32_t y = box.y0; columns > 0 && y < box.y1; y++, row += columns) {            \
+                pixel *BXS_RESTRICT to = out + y * row_stride + box.x0;                            \
+                for (size_t x = 0; x < columns; x++) {                                             \
+                    to[x] = row[x] ? (pixel)(i + 1) : to[x];                                       \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        return status;                                                                             \
+    }
+
+LABEL_IMAGE(bxs_label_image_u8, uint8_t, UINT8_MAX)
+LABEL_IMAGE(bxs_label_image_u16, uint16_t, UINT16_MAX)

@@ -5,6 +5,7 @@
 
 #include "arena.h"
 #include "grid.h"
+#include "picture.h"
 #include "run_text.h"
 #include "sigmoid.h"
 #include "simd.h"
@@ -461,8 +462,7 @@ static bxs_status draw(const bxs_surface *surface, const bxs_letterbox *map, bxs
         const size_t last = is_bits ? (to.x1 + 7) / 8 : to.x1;
         const uint32_t height = pixels.y1 - pixels.y0;
         const uint32_t end = to.y1 < height ? to.y1 + 1 : height;
-        BXS_AT_LEVEL(level, fall)
-        (out + to.y0 * stride + first, last - first, end - to.y0, stride);
+        bxs_carry_down(out + to.y0 * stride + first, last - first, end - to.y0, stride);
     }
     return status;
 }

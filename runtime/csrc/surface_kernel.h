@@ -110,18 +110,6 @@ static void BXS_NAMED(places)(uint32_t first, uint32_t count, double scale, uint
     }
 }
 
-/* Turns marks of where columns change into what they are: every row becomes the sum of those up to
- * it, bit by bit. */
-static void BXS_NAMED(fall)(uint8_t *rect, size_t width, size_t rows, size_t stride) {
-    for (size_t y = 1; y < rows; y++) {
-        const uint8_t *BXS_RESTRICT above = rect + (y - 1) * stride;
-        uint8_t *BXS_RESTRICT row = rect + y * stride;
-        for (size_t x = 0; x < width; x++) {
-            row[x] ^= above[x];
-        }
-    }
-}
-
 /* exp(-z) for 0 <= z <= 80 with an error below 2e-7 of the value, as bxs_exp. */
 static inline F32 BXS_NAMED(decay)(F32 z) {
     const float shift = 12582912.0f; /* 1.5 * 2^23 */

@@ -459,6 +459,29 @@ BXS_API bxs_status bxs_surface_bits(const bxs_surface *surface, const bxs_letter
                                     bxs_region pixels, bxs_simd simd, void *scratch,
                                     size_t scratch_size, uint8_t *out, size_t room);
 
+/* Finds the outlines of a surface inside a box, as rings of points in frame pixels.
+ *
+ * The contour runs straight between the places where the surface is 0 on the lines through the
+ * cells' centres and along the box, and along the box where the surface is > 0 there. Where the two
+ * diagonals of four cells differ in sign, the sign at the saddle decides what is joined. Outer
+ * rings have the mask at their right on the screen (clockwise, positive area by the shoelace
+ * formula with y downwards), holes at their right too, so they run the other way, and the areas of
+ * all rings sum to that of the mask. Rings are closed, without the first point repeated. They come
+ * in the order of their topmost left edges that are met row by row, holes among them.
+ *
+ *   box        x1, y1, x2, y2 in the frame, not empty; its cells must be in the surface's region
+ *   scratch    bxs_surface_polygons_scratch_size(&region) bytes
+ *   points     x, y; bxs_surface_point_count(&region) points are always enough
+ *   ends       per ring, one behind its last point; a quarter of that is always enough
+ *   n_points, n_rings   how many there are; also with BXS_ERROR_ROOM, and then so many are needed
+ */
+BXS_API size_t bxs_surface_point_count(const bxs_region *region);
+BXS_API size_t bxs_surface_polygons_scratch_size(const bxs_region *region);
+BXS_API bxs_status bxs_surface_polygons(const bxs_surface *surface, const bxs_letterbox *map,
+                                        const float box[4], void *scratch, size_t scratch_size,
+                                        float *points, size_t point_room, uint32_t *ends,
+                                        size_t ring_room, size_t *n_points, size_t *n_rings);
+
 /* One instance of the answer. */
 typedef struct {
     float box[4];         /* clipped to the frame, frame pixels */
@@ -515,6 +538,51 @@ BXS_API bxs_status bxs_rle_paint(const char *text, size_t length, uint32_t heigh
  */
 BXS_API bxs_status bxs_rle_measure(const char *text, size_t length, uint32_t height, uint32_t width,
                                    uint32_t *area, bxs_region *box);
+
+/* Draws a window as bytes 0 and 1, (y1 - y0) rows of (x1 - x0). */
+BXS_API bxs_status bxs_rle_bytes(const char *text, size_t length, uint32_t height, uint32_t width,
+                                 bxs_region window, uint8_t *out, size_t room);
+
+/* Draws a window as bits, laid out as by bxs_surface_bits. */
+BXS_API bxs_status bxs_rle_bits(const char *text, size_t length, uint32_t height, uint32_t width,
+                                bxs_region window, uint8_t *out, size_t room);
+
+/* The run-length text of one mask. */
+typedef struct {
+    const char *text;
+    size_t length;
+} bxs_text;
+
+/* Draws n masks into one picture: 0 is background, i + 1 is mask i. Masks are painted from the last
+ * to the first, so where they overlap the first is on top; bxs_masks gives the highest score first.
+ *
+ *   n           at most 255 or 65535
+ *   scratch     bxs_label_image_scratch_size(height, width) bytes, of which as many as the largest
+ *               mask's box has pixels are touched
+ *   row_stride  pixels from one row to the next, at least width
+ *   room        in pixels */
+BXS_API size_t bxs_label_image_scratch_size(uint32_t height, uint32_t width);
+BXS_API bxs_status bxs_label_image_u8(const bxs_text *masks, size_t n, uint32_t height,
+                                      uint32_t width, void *scratch, size_t scratch_size,
+                                      uint8_t *out, size_t row_stride, size_t room);
+BXS_API bxs_status bxs_label_image_u16(const bxs_text *masks, size_t n, uint32_t height,
+                                       uint32_t width, void *scratch, size_t scratch_size,
+                                       uint16_t *out, size_t row_stride, size_t room);
+
+/* Finds the outlines of a mask along its pixels' edges, in the form of bxs_surface_polygons: points
+ * are the corners, pixels that touch at a corner only are separate, and the areas of all rings sum
+ * to the number of pixels.
+ *
+ *   box        a part of the frame; from bxs_rle_measure it holds the whole mask
+ *   scratch    bxs_rle_polygons_scratch_size(&box) bytes
+ *   points     bxs_rle_point_count(&box) points are always enough, and a quarter as many ends */
+BXS_API size_t bxs_rle_point_count(const bxs_region *box);
+BXS_API size_t bxs_rle_polygons_scratch_size(const bxs_region *box);
+BXS_API bxs_status bxs_rle_polygons(const char *text, size_t length, uint32_t height,
+                                    uint32_t width, bxs_region box, void *scratch,
+                                    size_t scratch_size, float *points, size_t point_room,
+                                    uint32_t *ends, size_t ring_room, size_t *n_points,
+                                    size_t *n_rings);
 
 #ifdef __cplusplus
 }
