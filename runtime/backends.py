@@ -43,7 +43,7 @@ class Backend(Protocol):
         """What the file says about itself."""
         ...
 
-    def run(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
+    def run(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
         """Run the graph.
 
         Args:
@@ -179,7 +179,7 @@ class OnnxRuntimeBackend:
                 f"{path} cannot be loaded by ONNX Runtime: {_first_line(error)}"
             ) from None
 
-    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Run the graph on RGB bytes (B, H, W, 3)."""
         outputs = self._session.run(self._outputs, {self.metadata.input_name: image})
         return {
@@ -280,7 +280,7 @@ class OpenVinoBackend:
         ]
         _check_input(path, self.metadata, graph_input.get_any_name(), kind, shape)
 
-    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Run the graph on RGB bytes (B, H, W, 3); the outputs hold until the next run."""
         self._request.infer([image], share_inputs=True)
         return {name: self._request.get_output_tensor(i).data for i, name in enumerate(self._names)}

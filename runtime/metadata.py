@@ -18,7 +18,7 @@ from boxseg.runtime.preprocess import DIVISOR, Fit, ImageSize, ShortLong
 FORMAT_VERSION = 1
 METADATA_KEY = "boxseg"
 
-FORMS = ("dense",)
+FORMS = ("dense", "topk")
 SCORE0_RULES = ("sqrt_cls_quality", "cls")
 FINAL_RULES = ("score0", "sqrt_score0_mask")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

@@ -1,13 +1,14 @@
-"""From a graph's dense outputs to instances; the C library does the work.
+"""From a graph's outputs to instances; the C library does the work.
 
-L locations, C classes, P parameters per instance, M mask channels, h x w of the mask grid,
-N instances. One image at a time.
+L locations, C classes, K candidate pairs, P parameters per instance, M mask channels, h x w of the
+mask grid, N instances. One image at a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,10 +51,8 @@ INSTANCE = np.dtype(
 assert CANDIDATE.itemsize == _native.CANDIDATE_BYTES
 assert INSTANCE.itemsize == _native.INSTANCE_BYTES
 
-Outputs = Mapping[str, NDArray[np.float32]]
-
-NAMES = ("class_logits", "quality_logits", "boxes", "parameters", "mask_features")
-"""Outputs of the form `dense`."""
+Outputs = Mapping[str, NDArray[Any]]
+"""float32 arrays by name, in the form `topk` also int32 labels and levels."""
 
 
 class Postprocessor:
@@ -115,7 +114,11 @@ class Postprocessor:
             simd,
         )
         self.parameter_count: int = _native.parameter_count(self._model)
-        self._select_scratch = np.empty(_native.select_scratch_size(self._model), np.uint8)
+        select_scratch_size = {
+            "dense": _native.select_scratch_size,
+            "topk": _native.select_topk_scratch_size,
+        }[metadata.form]
+        self._select_scratch = np.empty(select_scratch_size(self._model), np.uint8)
         self._candidates = np.zeros(max_det, CANDIDATE)
         self._instances = np.zeros(max_det, INSTANCE)
         self._mask_scratch = np.empty(0, np.uint8)
@@ -123,34 +126,44 @@ class Postprocessor:
         self._plan: Letterbox | None = None
         self._selected_all = True
 
-    def _shapes(self, plan: Letterbox) -> dict[str, tuple[int, ...]]:
+    def _expected(self, outputs: Outputs, plan: Letterbox) -> dict[str, tuple[Any, ...]]:
+        """Type and shape of every output by the metadata."""
+        head = self.metadata.head
+        grid = (plan.height // head.mask_stride, plan.width // head.mask_stride)
+        features = (np.float32, 1, head.mask_channels, *grid)
+        if self.metadata.form == "topk":
+            given = outputs["scores"].shape[-1:] if "scores" in outputs else ()
+            rows = min(*given, self.metadata.candidates) if given else self.metadata.candidates
+            return {
+                "scores": (np.float32, 1, rows),
+                "labels": (np.int32, 1, rows),
+                "boxes": (np.float32, 1, rows, 4),
+                "locations": (np.float32, 1, rows, 2),
+                "levels": (np.int32, 1, rows),
+                "parameters": (np.float32, 1, rows, self.parameter_count),
+                "mask_features": features,
+            }
         locations = _native.location_count(self._model, plan.height, plan.width)
-        stride = self.metadata.head.mask_stride
         return {
-            "class_logits": (1, locations, len(self.metadata.classes)),
-            "quality_logits": (1, locations),
-            "boxes": (1, locations, 4),
-            "parameters": (1, self.parameter_count, locations),
-            "mask_features": (
-                1,
-                self.metadata.head.mask_channels,
-                plan.height // stride,
-                plan.width // stride,
-            ),
+            "class_logits": (np.float32, 1, locations, len(self.metadata.classes)),
+            "quality_logits": (np.float32, 1, locations),
+            "boxes": (np.float32, 1, locations, 4),
+            "parameters": (np.float32, 1, self.parameter_count, locations),
+            "mask_features": features,
         }
 
-    def _checked(self, outputs: Outputs, plan: Letterbox) -> dict[str, NDArray[np.float32]]:
+    def _checked(self, outputs: Outputs, plan: Letterbox) -> dict[str, NDArray[Any]]:
         """Refuse outputs that are not what the metadata promise."""
         checked = {}
-        for name, shape in self._shapes(plan).items():
+        for name, (kind, *shape) in self._expected(outputs, plan).items():
             if name not in outputs:
                 raise FileMismatchError(
                     f"the graph has no output {name}; it has {', '.join(sorted(outputs))}"
                 )
             values = outputs[name]
-            if values.shape != shape or values.dtype != np.float32:
+            if values.shape != tuple(shape) or values.dtype != kind:
                 raise FileMismatchError(
-                    f"output {name} must be float32 {shape} by the file's metadata, "
+                    f"output {name} must be {kind.__name__} {tuple(shape)} by the file's metadata, "
                     f"got {values.dtype} {values.shape}"
                 )
             checked[name] = np.ascontiguousarray(values)
@@ -176,7 +189,10 @@ class Postprocessor:
         """Find the candidates that survive suppression.
 
         Args:
-            outputs: Arrays of `NAMES` for one image, batch axis included.
+            outputs: Arrays by name for one image, batch axis included. Form `dense`: class_logits
+                (1, L, C), quality_logits (1, L), boxes (1, L, 4), parameters (1, P, L) and
+                mask_features (1, M, h, w). Form `topk`: scores, labels and levels (1, K), boxes
+                (1, K, 4), locations x, y (1, K, 2), parameters (1, K, P) and mask_features.
             plan: Where the frame lies in the input.
             budget_ms: Stop after this long with the best up to then.
 
@@ -184,16 +200,21 @@ class Postprocessor:
             Items of CANDIDATE, best first; a view that holds until the next call.
         """
         given = self._checked(outputs, plan)
-        n, self._selected_all = _native.select_dense(
-            self._model,
-            given["class_logits"],
-            given["quality_logits"],
-            given["boxes"],
-            plan.as_tuple(),
-            self._select_scratch,
-            self._candidates,
-            budget_ms,
-        )
+        room = (plan.as_tuple(), self._select_scratch, self._candidates, budget_ms)
+        if self.metadata.form == "topk":
+            n, self._selected_all = _native.select_topk(
+                self._model,
+                given["scores"],
+                given["labels"],
+                given["boxes"],
+                given["locations"],
+                given["levels"],
+                *room,
+            )
+        else:
+            n, self._selected_all = _native.select_dense(
+                self._model, given["class_logits"], given["quality_logits"], given["boxes"], *room
+            )
         return self._candidates[:n]
 
     def masks(
@@ -217,12 +238,13 @@ class Postprocessor:
         """
         self._prepare(plan)
         parameters = outputs["parameters"]
+        by_slot = self.metadata.form == "topk"
         n, _, complete = _native.masks(
             self._model,
             np.ascontiguousarray(parameters),
             np.ascontiguousarray(outputs["mask_features"]),
-            parameters.shape[2],
-            False,
+            parameters.shape[1 if by_slot else 2],
+            by_slot,
             plan.as_tuple(),
             candidates,
             len(candidates),

@@ -67,7 +67,7 @@ def test_what_the_network_writes_is_read() -> None:
         ("format_version", 2, "format_version is 2, this version of boxseg reads 1"),
         ("format_version", "1", "format_version must be an integer"),
         ("format_version", ..., "metadata.format_version is missing"),
-        ("form", "topk", "metadata.form must be dense, got 'topk'"),
+        ("form", "graph", "metadata.form must be dense or topk, got 'graph'"),
         ("task", "detection", "metadata.task"),
         ("classes", [], "metadata.classes must be a list that is not empty"),
         ("classes", [1, 2, 3], "metadata.classes must be a list of strings"),

@@ -217,6 +217,64 @@ def test_instances_equal_the_slow_path(final: str, frame: tuple[int, int]) -> No
             assert found.areas[i] == masks[i].sum()
 
 
+# ------------------------------------------------------------------------------------- topk
+
+
+def _as_topk(metadata: Metadata, outputs: Outputs, plan: Letterbox, rows: int) -> dict[str, Any]:
+    """What a graph of the form topk gives where another gives these outputs; rows shuffled."""
+    found = _scan(metadata, outputs, plan)[:rows]
+    order = np.random.default_rng(5).permutation(rows)
+    slots = np.zeros(rows, int)
+    slots[: len(found)] = found["slot"]
+    padded = np.zeros(rows, CANDIDATE)  # rows behind the last candidate score nothing
+    padded[: len(found)] = found
+    padded = padded[order]
+    return {
+        "scores": padded["score0"][None],
+        "labels": padded["class_index"].astype(np.int32)[None],
+        "boxes": padded["box"][None],
+        "locations": np.stack([padded["x"], padded["y"]], axis=1)[None],
+        "levels": padded["level"].astype(np.int32)[None],
+        "parameters": np.ascontiguousarray(outputs["parameters"][0][:, slots[order]].T)[None],
+        "mask_features": outputs["mask_features"],
+    }
+
+
+@pytest.mark.parametrize("final", ["score0", "sqrt_score0_mask"])
+def test_the_topk_form_answers_like_the_dense_one(final: str) -> None:
+    dense = Metadata.from_dict(describe(scores__final=final))
+    topk = Metadata.from_dict(describe(scores__final=final, form="topk"))
+    posts = Postprocessor(dense, conf=0.2), Postprocessor(topk, conf=0.2)
+    for seed, frame in enumerate([(96, 160), (150, 200), (37, 300)]):
+        plan = plan_letterbox(dense.imgsz, *frame)
+        outputs = dense_outputs(seed)
+        for rows in (1000, 700):  # with and without padding
+            chosen = _as_topk(dense, outputs, plan, rows)
+            expected, found = posts[0](outputs, plan), posts[1](chosen, plan)
+            assert len(found) > 0
+            assert found.counts == expected.counts
+            assert np.array_equal(found.scores, expected.scores)
+            assert np.array_equal(found.labels, expected.labels)
+            assert np.array_equal(found.xyxy, expected.xyxy)
+
+
+def test_bad_topk_outputs_are_named() -> None:
+    dense = Metadata.from_dict(describe())
+    plan = plan_letterbox(dense.imgsz, 96, 160)
+    post = Postprocessor(Metadata.from_dict(describe(form="topk")))
+    outputs = _as_topk(dense, dense_outputs(0), plan, 50)
+    assert len(post(outputs, plan)) > 0
+    with pytest.raises(FileMismatchError, match="the graph has no output scores"):
+        post({}, plan)
+    with pytest.raises(FileMismatchError, match=r"labels must be int32 \(1, 50\).*got int64"):
+        post({**outputs, "labels": outputs["labels"].astype(np.int64)}, plan)
+    with pytest.raises(FileMismatchError, match=r"boxes must be float32 \(1, 50, 4\)"):
+        post({**outputs, "boxes": outputs["boxes"][:, :9]}, plan)
+    for name, value in (("labels", 3), ("labels", -1), ("levels", 5)):
+        with pytest.raises(ValueError, match="BXS_ERROR_VALUE"):
+            post({**outputs, name: np.full_like(outputs[name], value)}, plan)
+
+
 def test_no_candidate_gives_no_instance() -> None:
     outputs = dense_outputs(0)
     outputs["class_logits"][:] = -20
