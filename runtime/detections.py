@@ -129,10 +129,9 @@ class Detections:
 
         Where masks overlap, the higher score is on top. uint8 for up to 255 instances, else uint16.
         """
-        out: NDArray[Any] = np.zeros(self.size, np.uint8 if len(self) < 256 else np.uint16)
-        for i in reversed(range(len(self))):
-            x, y, mask = _crop(self.counts[i], self.height, self.width)
-            out[y : y + mask.shape[0], x : x + mask.shape[1]][mask] = i + 1
+        out: NDArray[Any] = np.empty(self.size, np.uint8 if len(self) < 256 else np.uint16)
+        scratch = np.empty(_native.label_image_scratch_size(*self.size), np.uint8)
+        _native.label_image(self.counts, *self.size, scratch, out)
         return out
 
     def polygons(self) -> list[list[NDArray[np.float32]]]:
@@ -144,10 +143,7 @@ class Detections:
             screen, positive shoelace area), holes run the other way, so that the signed areas sum
             to the pixels of the mask. Pixels that touch at a corner only are separate.
         """
-        return [
-            [ring + np.array((crop.x, crop.y), np.float32) for ring in _rings(crop.mask)]
-            for crop in self.crops()
-        ]
+        return [_rings(counts, self.height, self.width) for counts in self.counts]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Give COCO results: dataset category ids, boxes as x, y, width, height, masks as RLE."""
@@ -197,50 +193,13 @@ def _cleared(
 
 def _crop(counts: bytes, height: int, width: int) -> Crop:
     _, (x0, y0, x1, y1) = _native.rle_measure(counts, height, width)
-    mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    mask = np.empty((y1 - y0, x1 - x0), np.uint8)
     if mask.size:
-        _native.rle_paint(counts, height, width, (x0, y0, x1, y1), 1, mask)
+        _native.rle_bytes(counts, height, width, (x0, y0, x1, y1), mask)
     return Crop(x0, y0, mask.view(np.bool_))
 
 
-def _rings(mask: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
-    """Follow the edges between on and off pixels, with the mask on the right."""
-    if not mask.size:
-        return []
-    padded = np.pad(mask, 1).astype(np.int8)
-    leaving: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    # along the top of an on pixel to the right, along the bottom to the left
-    across = padded[1:, 1:-1] - padded[:-1, 1:-1]
-    for y, x in np.argwhere(across).tolist():
-        start, step = ((x, y), (1, 0)) if across[y, x] > 0 else ((x + 1, y), (-1, 0))
-        leaving.setdefault(start, []).append(step)
-    # along the left upwards, along the right downwards
-    down = padded[1:-1, 1:] - padded[1:-1, :-1]
-    for y, x in np.argwhere(down).tolist():
-        start, step = ((x, y + 1), (0, -1)) if down[y, x] > 0 else ((x, y), (0, 1))
-        leaving.setdefault(start, []).append(step)
-    rings = []
-    while leaving:
-        rings.append(_follow(leaving))
-    return rings
-
-
-def _follow(leaving: dict[tuple[int, int], list[tuple[int, int]]]) -> NDArray[np.float32]:
-    """Take one closed ring out of the edges; its corners only."""
-    # nothing is left of the leftmost point, so one edge leaves it and the ring turns there
-    start = point = min(leaving)
-    corners: list[tuple[int, int]] = []
-    heading = (0, 0)
-    while not corners or point != start:
-        choices = leaving[point]
-        # where two pixels touch at a corner, a turn to the right stays with the same pixel
-        right = (-heading[1], heading[0])
-        step = right if right in choices else choices[0]
-        choices.remove(step)
-        if not choices:
-            del leaving[point]
-        if step != heading:
-            corners.append(point)
-        heading = step
-        point = (point[0] + step[0], point[1] + step[1])
-    return np.array(corners, np.float32)
+def _rings(counts: bytes, height: int, width: int) -> list[NDArray[np.float32]]:
+    points, ends = _native.rle_polygons(counts, height, width)
+    rings = np.frombuffer(points, np.float32).reshape(-1, 2).copy()
+    return np.split(rings, np.frombuffer(ends, np.uint32).astype(np.intp))[:-1]

@@ -130,24 +130,38 @@ bxs_status bxs_rle_measure(const char *text, size_t length, uint32_t height, uin
     return BXS_OK;
 }
 
-/* Marks where the columns of a window change: column x changes at row y if byte (y, x) is odd, or,
- * of bits, if bit x of row y is set. */
-static void mark(uint64_t first, uint64_t last, uint32_t height, bxs_region window, int is_bits,
-                 uint8_t *out, size_t stride) {
-    uint32_t x = (uint32_t)(first / height);
-    uint32_t y = (uint32_t)(first % height);
+/* A window that is drawn by marking where its columns change. */
+typedef struct {
+    uint8_t *out;
+    size_t stride;
+    bxs_region window;
+    uint32_t height;         /* of the frame */
+    int is_bits;             /* bit x % 8 of byte x / 8 is pixel x; else byte x is */
+    uint32_t x0, x1, y0, y1; /* what holds marks, from the window's corner */
+} canvas;
+
+static void mark(canvas *to, uint64_t first, uint64_t last) {
+    const bxs_region *window = &to->window;
+    uint32_t x = (uint32_t)(first / to->height);
+    uint32_t y = (uint32_t)(first % to->height);
     uint64_t left = last - first;
-    while (left > 0 && x < window.x1) {
-        const uint64_t in_column = height - y < left ? height - y : left;
+    while (left > 0 && x < window->x1) {
+        const uint64_t in_column = to->height - y < left ? to->height - y : left;
         const uint32_t end = y + (uint32_t)in_column;
-        if (x >= window.x0 && y < window.y1 && end > window.y0) {
-            const uint32_t column = x - window.x0;
-            uint8_t *top = out + (is_bits ? column / 8 : column);
-            const uint8_t flip = (uint8_t)(is_bits ? 1u << column % 8 : 1u);
-            top[(y > window.y0 ? y - window.y0 : 0) * stride] ^= flip;
-            if (end < window.y1) {
-                top[(end - window.y0) * stride] ^= flip;
+        if (x >= window->x0 && y < window->y1 && end > window->y0) {
+            const uint32_t column = x - window->x0;
+            const uint32_t from = y > window->y0 ? y - window->y0 : 0;
+            const uint32_t until = (end < window->y1 ? end : window->y1) - window->y0;
+            uint8_t *top = to->out + (to->is_bits ? column / 8 : column);
+            const uint8_t flip = (uint8_t)(to->is_bits ? 1u << column % 8 : 1u);
+            top[from * to->stride] ^= flip;
+            if (end < window->y1) {
+                top[until * to->stride] ^= flip;
             }
+            to->x0 = column < to->x0 ? column : to->x0;
+            to->x1 = column + 1;
+            to->y0 = from < to->y0 ? from : to->y0;
+            to->y1 = until > to->y1 ? until : to->y1;
         }
         left -= in_column;
         x++;
@@ -158,14 +172,20 @@ static void mark(uint64_t first, uint64_t last, uint32_t height, bxs_region wind
 /* Draws a window as bytes 0 and 1 or as bits. */
 static bxs_status draw(const char *text, size_t length, uint32_t height, uint32_t width,
                        bxs_region window, int is_bits, uint8_t *out, size_t stride) {
-    const size_t rows = window.y1 - window.y0;
+    const uint32_t rows = window.y1 - window.y0;
     memset(out, 0, rows * stride);
+    canvas to = {out, stride, window, height, is_bits, UINT32_MAX, 0, UINT32_MAX, 0};
     run_walk walk = run_walk_open(text, length, height, width);
     int found;
     while ((found = run_walk_next(&walk)) > 0) {
-        mark(walk.first, walk.last, height, window, is_bits, out, stride);
+        mark(&to, walk.first, walk.last);
     }
-    bxs_carry_down(out, stride, rows, stride);
+    if (to.x1 > 0) {
+        const size_t first = is_bits ? to.x0 / 8 : to.x0;
+        const size_t last = is_bits ? ((size_t)to.x1 + 7) / 8 : to.x1;
+        const uint32_t end = to.y1 < rows ? to.y1 + 1 : rows; /* the last marks are below */
+        bxs_carry_down(out + to.y0 * stride + first, last - first, end - to.y0, stride);
+    }
     return found == 0 ? BXS_OK : BXS_ERROR_TEXT;
 }
 
