@@ -57,6 +57,6 @@ out = Path(sys.argv[1])
 for image in json.loads((out / "scenes/val.json").read_text())["images"][:12]:
     shutil.copy(out / "scenes" / image["file_name"], out / "samples")
 PYTHON
-boxseg predict "$out/run/best.onnx" "$out/samples" --out "$out/pictures"
+boxseg predict "$out/run/best.onnx" "$out/samples" --conf 0.6 --out "$out/pictures"
 
 python docs/demo_table.py "$out" "$((SECONDS - started))"

@@ -46,7 +46,7 @@ LOG_EVERY = 20
 PICTURES = 6
 """Images in the grid of predictions."""
 
-PICTURE_CONFIDENCE = 0.5
+PICTURE_CONFIDENCE = 0.6
 """Final score that a drawn prediction needs."""
 
 Cell = str | int | float
