@@ -142,20 +142,89 @@ def test_random_sets_equal_the_slow_rule() -> None:
         assert _nms(boxes, scores, classes, iou=threshold) == slow
 
 
-def test_random_sets_equal_torchvision_per_class() -> None:
+def _per_class(
+    boxes: Floats, scores: Floats, classes: NDArray[np.integer] | None, iou: float
+) -> list[int]:
+    """Suppress each class by torchvision alone; by score, ties by the lower index."""
     torch = pytest.importorskip("torch")
     ops = pytest.importorskip("torchvision.ops")
-    rng = np.random.default_rng(2)
-    for _ in range(100):
+    kept: list[int] = []
+    for c in [0] if classes is None else np.unique(classes).tolist():
+        members = np.arange(len(scores)) if classes is None else np.flatnonzero(classes == c)
+        chosen = ops.nms(torch.from_numpy(boxes[members]), torch.from_numpy(scores[members]), iou)
+        kept += members[chosen.numpy()].tolist()
+    return sorted(kept, key=lambda i: (-scores[i], i))
+
+
+def _compare_random_sets(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
         boxes, scores, classes = _crowd(rng, int(rng.integers(1, 600)))
-        expected = []
-        for c in range(3):
-            members = np.flatnonzero(classes == c)
-            kept = ops.nms(torch.from_numpy(boxes[members]), torch.from_numpy(scores[members]), 0.6)
-            expected += members[kept.numpy()].tolist()
-        ours = _nms(boxes, scores, classes)
-        assert sorted(ours) == sorted(expected)
-        assert ours == sorted(ours, key=lambda i: (-scores[i], i))
+        iou = float(rng.choice([0.3, 0.5, 0.6, 0.7, 0.9]))
+        assert _nms(boxes, scores, classes, iou=iou) == _per_class(boxes, scores, classes, iou)
+
+
+def test_random_sets_equal_torchvision_per_class() -> None:
+    _compare_random_sets(500, seed=2)
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_sets_equal_torchvision_per_class() -> None:
+    _compare_random_sets(10_000, seed=20)
+
+
+@pytest.mark.parametrize("iou", [0.02, 0.05, 0.1, 0.3, 0.5, 0.6, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("kind", ["spread", "sizes", "clusters", "far", "lines"])
+def test_a_large_class_is_suppressed_as_by_comparing_all(kind: str, iou: float) -> None:
+    # more than a few hundred kept boxes of one class are looked up in a grid
+    rng = np.random.default_rng(int(iou * 100))
+    n = 2500
+    centre, side = rng.uniform(0, 400, (n, 2)), rng.uniform(2, 60, (n, 2))
+    if kind == "sizes":
+        side = np.exp(rng.uniform(-7, 6, (n, 2)))
+        centre = rng.normal(0, 30, (n, 2))
+    elif kind == "clusters":
+        centre[: n // 2] = centre[: n // 2] * 1e-3 + 50
+        side[: n // 2] *= 1e-3
+    elif kind == "far":
+        centre += (2e6, -3e4)
+    elif kind == "lines":
+        side[:, 1] = 0.01
+        centre[:, 1] = rng.integers(0, 40, n)
+    boxes = np.concatenate([centre - side / 2, centre + side / 2], axis=1).astype(np.float32)
+    scores = rng.random(n).astype(np.float32)
+    kept = _nms(boxes, scores, iou=iou)
+    # torchvision keeps boxes that are empty after rounding
+    valid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    assert kept == [i for i in _per_class(boxes, scores, None, iou) if valid[i]]
+
+
+def test_several_large_classes_do_not_mix() -> None:
+    rng = np.random.default_rng(5)
+    boxes, scores, _ = _crowd(rng, 6000)
+    boxes += np.tile(rng.integers(0, 20, (6000, 1)) * np.float32(40), (1, 4))
+    classes = rng.integers(0, 4, 6000)
+    assert _nms(boxes, scores, classes, iou=0.7) == _per_class(boxes, scores, classes, 0.7)
+
+
+def test_a_limit_gives_the_start_of_the_whole_list() -> None:
+    rng = np.random.default_rng(6)
+    n = 5000
+    boxes, _, classes = _crowd(rng, n)
+    samples_mislead = rng.random(n) * 0.5
+    samples_mislead[:: n // 256] = 0.99
+    for scores in (
+        rng.random(n),
+        np.full(n, 0.5),
+        rng.integers(0, 3, n) / 2,
+        samples_mislead,
+        -np.exp(rng.uniform(-60, 60, n)),
+        np.where(rng.random(n) < 0.9, math.nan, rng.random(n)),
+    ):
+        single = scores.astype(np.float32)
+        full = _nms(boxes, single, classes)
+        for limit in (1, 20, 150, 400):
+            assert _nms(boxes, single, classes, max_keep=limit) == full[:limit]
 
 
 def test_the_order_of_input_does_not_change_the_set() -> None:

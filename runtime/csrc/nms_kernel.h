@@ -24,6 +24,16 @@ static size_t BXS_NAMED(collect)(const float *scores, size_t n, float low, float
     return count;
 }
 
+#if BXS_LANES > CHUNK
+
+/* Wider vectors than a chunk gain nothing here. */
+static size_t BXS_NAMED(visit)(bxs_kept *kept, const bxs_pairs *pairs, uint64_t *keys, size_t n,
+                               size_t room) {
+    return visit_avx2(kept, pairs, keys, n, room);
+}
+
+#else
+
 /* Whether a box's IoU with any of the marked lanes is above the threshold t.
  *
  * inter > fl(t' * either), where t' is the float after t, means inter / either > t', because a
@@ -76,7 +86,7 @@ static inline uint32_t BXS_NAMED(near)(const chunk *c, const visitor *v) {
 static inline int BXS_NAMED(list_suppresses)(const bxs_kept *kept, const class_list *list,
                                              const visitor *v) {
     for (uint32_t i = list->first; i != NONE; i = kept->links[i].next) {
-        uint32_t near = BXS_NAMED(near)(&kept->chunks[i], v);
+        const uint32_t near = BXS_NAMED(near)(&kept->chunks[i], v);
         if (near != 0 && BXS_NAMED(suppresses)(kept, &kept->chunks[i], near, v)) {
             return 1;
         }
@@ -84,16 +94,65 @@ static inline int BXS_NAMED(list_suppresses)(const bxs_kept *kept, const class_l
     return 0;
 }
 
+static int BXS_NAMED(bucket_suppresses)(const bxs_kept *kept, uint32_t first, const visitor *v) {
+    for (uint32_t i = first; i != NONE; i = kept->links[i].next) {
+        const chunk *c = &kept->chunks[i];
+        uint32_t near = 0;
+        for (uint32_t left = BXS_NAMED(near)(c, v); left != 0; left &= left - 1) {
+            const uint32_t lane = bxs_trailing_zeros(left);
+            near |= (uint32_t)(c->class_index[lane] == v->class_index) << lane;
+        }
+        if (near != 0 && BXS_NAMED(suppresses)(kept, c, near, v)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int BXS_NAMED(grid_suppresses)(const bxs_kept *kept, const class_list *list,
+                                      const visitor *v) {
+    span x[MAX_SPANS], y[MAX_SPANS];
+    size_t columns, rows;
+    const size_t n_x =
+        find_spans(kept, v->box[0], v->box[2], v->width, kept->reach * v->width, x, &columns);
+    const size_t n_y =
+        find_spans(kept, v->box[1], v->box[3], v->height, kept->reach * v->height, y, &rows);
+    if (3 * columns * rows > list->count / CHUNK) { /* a cell costs about three chunks */
+        return BXS_NAMED(list_suppresses)(kept, list, v);
+    }
+    for (size_t i = 0; i < n_x; i++) {
+        for (size_t j = 0; j < n_y; j++) {
+            for (int32_t column = x[i].low; column <= x[i].high; column++) {
+                for (int32_t row = y[j].low; row <= y[j].high; row++) {
+                    const uint32_t bucket =
+                        *bucket_of(kept, v->class_index, x[i].power, y[j].power, column, row);
+                    if (BXS_NAMED(bucket_suppresses)(kept, bucket, v)) {
+                        return 1;
+                    }
+                }
+            }
+        }
+    }
+    return 0;
+}
+
+/* Visits sorted keys; see bxs_kept_visit. */
 static size_t BXS_NAMED(visit)(bxs_kept *kept, const bxs_pairs *pairs, uint64_t *keys, size_t n,
                                size_t room) {
     size_t count = 0;
     for (size_t i = 0; i < n && count < room; i++) {
         const uint64_t key = keys[i];
+        if (i + AHEAD < n) {
+            BXS_PREFETCH(box_of(pairs, bxs_key_index(keys[i + AHEAD])));
+        }
         visitor v;
         if (!meet(kept, pairs, bxs_key_index(key), &v)) {
             continue;
         }
-        if (BXS_NAMED(list_suppresses)(kept, &kept->lists[v.class_index], &v)) {
+        const class_list *list = &kept->lists[v.class_index];
+        const int uses_grid = list->count >= GRID_FROM && kept->bucket_bits != 0 && v.is_regular;
+        if (uses_grid ? BXS_NAMED(grid_suppresses)(kept, list, &v)
+                      : BXS_NAMED(list_suppresses)(kept, list, &v)) {
             continue;
         }
         append(kept, &v);
@@ -101,3 +160,5 @@ static size_t BXS_NAMED(visit)(bxs_kept *kept, const bxs_pairs *pairs, uint64_t 
     }
     return count;
 }
+
+#endif

@@ -364,7 +364,9 @@ BXS_API bxs_status bxs_select_topk(const bxs_model *model, const bxs_topk *topk,
  *   simd       BXS_SIMD_BEST, or the level to use
  *   scratch    bxs_nms_scratch_size(n, class_count) bytes; class_count 1 when classes is NULL
  *   keep       indices of the kept boxes in the order of visit; room for min(n, max_keep)
- *   n_keep     how many there are; 0 when n is 0, and then the arrays may be NULL */
+ *   n_keep     how many there are; 0 when n is 0, and then the arrays may be NULL
+ * Cost: grows as n where thresholds are 0.05 or more. Scores are sorted in blocks, highest first,
+ * until max_keep are kept. */
 BXS_API size_t bxs_nms_scratch_size(size_t n, uint32_t class_count);
 BXS_API bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *classes,
                            size_t n, uint32_t class_count, double iou_threshold,
