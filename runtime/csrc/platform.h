@@ -10,7 +10,15 @@
 #error "boxseg needs GCC or clang"
 #endif
 
+#include <stddef.h>
 #include <stdint.h>
+
+/* Asks for memory that will be read. */
+static inline void bxs_prefetch(const void *memory, size_t size) {
+    for (size_t i = 0; i < size; i += 64) {
+        __builtin_prefetch((const char *)memory + i);
+    }
+}
 
 /* Of numbers that are not 0. */
 static inline uint32_t bxs_leading_zeros(uint32_t x) {

@@ -44,12 +44,14 @@ BXS_VECTOR_TYPES(16);
 BXS_VECTOR_TYPES(32);
 BXS_VECTOR_TYPES(64);
 
-/* What has no operator; a kernel calls it F32_MIN, F32_MAX, BITS and
- * F32_AT.
+/* What has no operator; a kernel calls it F32_MIN, F32_MAX, BITS,
+ * F32_AT and U8_PUT.
  *   min   a < b ? a : b in each lane
  *   max   a > b ? a : b in each lane
  *   bits  the sign bits of all lanes, the first lane lowest
- *   at    from[i] in each lane */
+ *   at    from[i] in each lane
+ *   put   stores bytes at an aligned place, around the caches where it can; bxs_put_end() behind
+ *         them makes them visible to other threads */
 static inline bxs_f32_16 bxs_at_16(const float *from, bxs_i32_16 i) {
     const bxs_f32_16 found = {from[i[0]], from[i[1]], from[i[2]], from[i[3]]};
     return found;
@@ -69,7 +71,23 @@ static inline uint32_t bxs_bits_16(bxs_i32_16 a) {
     return (uint32_t)_mm_movemask_ps((__m128)a);
 }
 
+static inline void bxs_put_16(uint8_t *to, bxs_u8_16 a) {
+    _mm_stream_si128((__m128i *)(void *)to, (__m128i)a);
+}
+
+static inline void bxs_put_end(void) {
+    _mm_sfence();
+}
+
 #define BXS_WITH(names) static inline __attribute__((target(names)))
+
+BXS_WITH("avx2") void bxs_put_32(uint8_t *to, bxs_u8_32 a) {
+    _mm256_stream_si256((__m256i *)(void *)to, (__m256i)a);
+}
+
+BXS_WITH("avx512f") void bxs_put_64(uint8_t *to, bxs_u8_64 a) {
+    _mm512_stream_si512((__m512i *)(void *)to, (__m512i)a);
+}
 
 BXS_WITH("avx2") bxs_f32_32 bxs_min_32(bxs_f32_32 a, bxs_f32_32 b) {
     return (bxs_f32_32)_mm256_min_ps((__m256)a, (__m256)b);
@@ -109,6 +127,13 @@ _Pragma("GCC diagnostic pop")
 #undef BXS_WITH
 
 #else
+
+static inline void bxs_put_16(uint8_t *to, bxs_u8_16 a) {
+    memcpy(to, &a, sizeof a);
+}
+
+static inline void bxs_put_end(void) {
+}
 
 static inline bxs_f32_16 bxs_min_16(bxs_f32_16 a, bxs_f32_16 b) {
     const bxs_i32_16 less = a < b;

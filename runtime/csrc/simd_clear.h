@@ -12,3 +12,4 @@
 #undef F32_MAX
 #undef BITS
 #undef F32_AT
+#undef U8_PUT

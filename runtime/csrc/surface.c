@@ -14,6 +14,8 @@
 
 #define MOST_LANES 16
 #define SURE (1.0f / 64.0f)
+#define AHEAD 4u                /* columns of cells asked for before they are read */
+#define LARGE ((size_t)1 << 18) /* bytes that do not stay in the caches anyway */
 
 /* Frame columns that lie between the same two columns of cells. */
 typedef struct {
@@ -282,6 +284,9 @@ static bxs_status find_changes(const bxs_surface *surface, const bxs_raster *ras
         } else {
             BXS_AT_LEVEL(raster->level, signs)(block.left, rows, left_signs);
         }
+        if (next + AHEAD < region->x1) {
+            bxs_prefetch(block.right + AHEAD * stride, rows * sizeof(float));
+        }
         BXS_AT_LEVEL(raster->level, signs)(block.right, rows, right_signs);
         known = next;
         uint64_t any = 0;
@@ -351,18 +356,17 @@ bxs_status bxs_surface_text(const bxs_surface *surface, const bxs_raster *raster
 
 /* ---------------------------------------------------------------- pictures */
 
-/* Changes are marked in the picture, and then every row takes over the one above. */
+/* Bits of a rectangle. Changes are marked in them, and then every row takes over the one above. */
 typedef struct {
-    uint8_t *out;
+    uint8_t *bits;
     size_t stride;
     bxs_region pixels;
-    uint32_t is_bits;
-    uint32_t x0, x1, y0, y1; /* what holds marks, from the picture's corner */
-} picture_context;
+    uint32_t x0, x1, y0, y1; /* what holds marks, from the rectangle's corner */
+} bit_context;
 
-static void take_picture(void *context, uint32_t x, uint32_t columns, const uint32_t *changes,
-                         const uint32_t *counts, size_t room) {
-    picture_context *to = (picture_context *)context;
+static void take_bits(void *context, uint32_t x, uint32_t columns, const uint32_t *changes,
+                      const uint32_t *counts, size_t room) {
+    bit_context *to = (bit_context *)context;
     const uint32_t height = to->pixels.y1 - to->pixels.y0;
     for (uint32_t l = 0; l < columns; l++) {
         const uint32_t at = x + l - to->pixels.x0;
@@ -371,8 +375,7 @@ static void take_picture(void *context, uint32_t x, uint32_t columns, const uint
             to->y0 = y < to->y0 ? y : to->y0;
             to->y1 = y > to->y1 ? y : to->y1;
             if (y < height) {
-                to->out[y * to->stride + (to->is_bits ? at / 8 : at)] ^=
-                    (uint8_t)(to->is_bits ? 1u << at % 8 : 1u);
+                to->bits[y * to->stride + at / 8] ^= (uint8_t)(1u << at % 8);
             }
         }
         if (counts[l] > 0) {
@@ -380,6 +383,23 @@ static void take_picture(void *context, uint32_t x, uint32_t columns, const uint
             to->x1 = at + 1;
         }
     }
+}
+
+static size_t bit_stride(bxs_region pixels) {
+    return ((size_t)(pixels.x1 - pixels.x0) + 7) / 8;
+}
+
+/* Marks the changes of a rectangle in bits. *marked is what holds them, from its corner; the row
+ * behind it too. */
+static bxs_status mark_bits(const bxs_surface *surface, const bxs_raster *raster, bxs_region pixels,
+                            uint8_t *bits, bxs_region *marked) {
+    const size_t stride = bit_stride(pixels);
+    memset(bits, 0, stride * (pixels.y1 - pixels.y0));
+    bit_context to = {bits, stride, pixels, UINT32_MAX, 0, UINT32_MAX, 0};
+    bxs_status status = find_changes(surface, raster, pixels, take_bits, &to);
+    const bxs_region some = {to.x0, to.y0, to.x1, to.y1}, none = {0, 0, 0, 0};
+    *marked = to.x1 > 0 ? some : none;
+    return status;
 }
 
 static bxs_status check_surface(const bxs_surface *surface, const bxs_letterbox *map,
@@ -408,7 +428,10 @@ size_t bxs_surface_scratch_size(uint32_t frame_height, uint32_t frame_width, uin
         frame_width > BXS_MAX_SIDE || rows < 1 || rows > BXS_MAX_SIDE) {
         return 0;
     }
-    return bxs_raster_size(frame_height, frame_width, rows);
+    /* bytes are drawn as bits first, and then row by row */
+    const size_t stride = ((size_t)frame_width + 7) / 8;
+    return bxs_scratch_total(bxs_piece(bxs_raster_size(frame_height, frame_width, rows)) +
+                             bxs_piece(stride * frame_height) + bxs_piece(8 * stride));
 }
 
 size_t bxs_surface_text_size(const bxs_letterbox *map, uint32_t rows) {
@@ -436,9 +459,37 @@ bxs_status bxs_surface_rle(const bxs_surface *surface, const bxs_letterbox *map,
     return bxs_surface_text(surface, &raster, map, pixels, text, room, length, area);
 }
 
-static bxs_status draw(const bxs_surface *surface, const bxs_letterbox *map, bxs_region pixels,
-                       bxs_simd simd, uint32_t is_bits, void *scratch, size_t scratch_size,
-                       uint8_t *out, size_t room) {
+bxs_status bxs_surface_bits(const bxs_surface *surface, const bxs_letterbox *map, bxs_region pixels,
+                            bxs_simd simd, void *scratch, size_t scratch_size, uint8_t *out,
+                            size_t room) {
+    if (out == NULL) {
+        return BXS_ERROR_NULL;
+    }
+    const bxs_simd level = bxs_simd_level(simd);
+    bxs_status status = check_surface(surface, map, pixels, level, scratch, scratch_size);
+    if (status != BXS_OK) {
+        return status;
+    }
+    if (room / bit_stride(pixels) < pixels.y1 - pixels.y0) {
+        return BXS_ERROR_ROOM;
+    }
+    const bxs_raster raster = bxs_raster_open(map, surface->stride, surface->rows, surface->columns,
+                                              pixels, level, scratch);
+    bxs_region marked;
+    status = mark_bits(surface, &raster, pixels, out, &marked);
+    if (status == BXS_OK && marked.x1 > 0) {
+        const size_t stride = bit_stride(pixels), first = marked.x0 / 8;
+        const uint32_t height = pixels.y1 - pixels.y0;
+        const uint32_t end = marked.y1 < height ? marked.y1 + 1 : height;
+        bxs_carry_down(out + marked.y0 * stride + first, (marked.x1 + 7) / 8 - first,
+                       end - marked.y0, stride);
+    }
+    return status;
+}
+
+bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *map,
+                             bxs_region pixels, bxs_simd simd, void *scratch, size_t scratch_size,
+                             uint8_t *out, size_t room) {
     if (out == NULL) {
         return BXS_ERROR_NULL;
     }
@@ -448,33 +499,37 @@ static bxs_status draw(const bxs_surface *surface, const bxs_letterbox *map, bxs
         return status;
     }
     const size_t width = pixels.x1 - pixels.x0;
-    const size_t stride = is_bits ? (width + 7) / 8 : width;
-    if (room / stride < pixels.y1 - pixels.y0) {
+    const size_t height = pixels.y1 - pixels.y0;
+    if (room / width < height) {
         return BXS_ERROR_ROOM;
     }
-    const bxs_raster raster = bxs_raster_open(map, surface->stride, surface->rows, surface->columns,
-                                              pixels, level, scratch);
-    memset(out, 0, stride * (pixels.y1 - pixels.y0));
-    picture_context to = {out, stride, pixels, is_bits, UINT32_MAX, 0, UINT32_MAX, 0};
-    status = find_changes(surface, &raster, pixels, take_picture, &to);
-    if (status == BXS_OK && to.x1 > 0) {
-        const size_t first = is_bits ? to.x0 / 8 : to.x0;
-        const size_t last = is_bits ? (to.x1 + 7) / 8 : to.x1;
-        const uint32_t height = pixels.y1 - pixels.y0;
-        const uint32_t end = to.y1 < height ? to.y1 + 1 : height;
-        bxs_carry_down(out + to.y0 * stride + first, last - first, end - to.y0, stride);
+    bxs_arena arena = bxs_arena_open(scratch);
+    const bxs_raster raster =
+        bxs_raster_open(map, surface->stride, surface->rows, surface->columns, pixels, level,
+                        bxs_arena_take(&arena, bxs_raster_size(map->frame_height, map->frame_width,
+                                                               surface->rows)));
+    const size_t stride = bit_stride(pixels);
+    uint8_t *bits = (uint8_t *)bxs_arena_take(&arena, stride * height);
+    uint8_t *row = (uint8_t *)bxs_arena_take(&arena, 8 * stride);
+    bxs_region marked;
+    status = mark_bits(surface, &raster, pixels, bits, &marked);
+    const int is_large = width * height >= LARGE;
+    memset(row, 0, 8 * stride);
+    for (size_t y = 0; status == BXS_OK && y < height; y++) {
+        if (y >= marked.y0 && y <= marked.y1) {
+            const size_t last = ((size_t)marked.x1 + 7) / 8;
+            for (size_t i = marked.x0 / 8; i < last; i++) {
+                for (uint32_t mark = bits[y * stride + i]; mark != 0; mark &= mark - 1) {
+                    row[8 * i + bxs_trailing_zeros(mark)] ^= 1;
+                }
+            }
+        }
+        if (is_large) {
+            BXS_AT_LEVEL(level, stream)(out + y * width, row, width);
+        } else {
+            memcpy(out + y * width, row, width);
+        }
     }
+    bxs_put_end();
     return status;
-}
-
-bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *map,
-                             bxs_region pixels, bxs_simd simd, void *scratch, size_t scratch_size,
-                             uint8_t *out, size_t room) {
-    return draw(surface, map, pixels, simd, 0, scratch, scratch_size, out, room);
-}
-
-bxs_status bxs_surface_bits(const bxs_surface *surface, const bxs_letterbox *map, bxs_region pixels,
-                            bxs_simd simd, void *scratch, size_t scratch_size, uint8_t *out,
-                            size_t room) {
-    return draw(surface, map, pixels, simd, 1, scratch, scratch_size, out, room);
 }

@@ -15,16 +15,29 @@ static inline I32 BXS_NAMED(is_on)(F32 above, F32 below, F32 weight) {
     return above * (1.0f - weight) + below * weight > 0.0f;
 }
 
-/* Bit i of the words tells whether cell i is on; the bits from `count` on are 0. */
+/* Bit i of the words tells whether cell i is on. There is one word more than that needs, and bits
+ * from `count` on are 0. */
 static void BXS_NAMED(signs)(const float *cells, uint32_t count, uint64_t *words) {
-    memset(words, 0, (count / 64 + 1) * sizeof *words);
-    uint32_t i = 0;
-    for (; i + BXS_LANES <= count; i += BXS_LANES) {
-        words[i / 64] |= (uint64_t)BITS(BXS_NAMED(load)(cells + i) > 0.0f) << i % 64;
+    uint32_t from = 0;
+    for (; from < count; from += 64) {
+        const uint32_t n = count - from < 64 ? count - from : 64;
+        uint64_t bits = 0;
+        uint32_t i = 0;
+        for (; i + BXS_LANES <= n; i += BXS_LANES) {
+            bits |= (uint64_t)BITS(BXS_NAMED(load)(cells + from + i) > 0.0f) << i;
+        }
+        if (i < n && count >= BXS_LANES) {
+            /* the last vector again takes some that are done */
+            const uint64_t last = BITS(BXS_NAMED(load)(cells + from + n - BXS_LANES) > 0.0f);
+            bits |= n >= BXS_LANES ? last << (n - BXS_LANES) : last >> (BXS_LANES - n);
+        } else {
+            for (; i < n; i++) {
+                bits |= (uint64_t)(cells[from + i] > 0.0f) << i;
+            }
+        }
+        words[from / 64] = bits;
     }
-    for (; i < count; i++) {
-        words[i / 64] |= (uint64_t)(cells[i] > 0.0f) << i % 64;
-    }
+    words[from / 64] = 0;
 }
 
 /* Moves y to the first of the frame rows first..last where the surface has the sign of `below`. */
@@ -108,6 +121,21 @@ static void BXS_NAMED(places)(uint32_t first, uint32_t count, double scale, uint
         lower[i] = (int32_t)position;
         weights[i] = (float)(position - (double)lower[i]);
     }
+}
+
+/* Copies bytes around the caches: what is larger than they are would have to be read into them
+ * before it is written. */
+static void BXS_NAMED(stream)(uint8_t *to, const uint8_t *from, size_t size) {
+    size_t lead = (size_t)(-(uintptr_t)to % sizeof(U8));
+    lead = lead < size ? lead : size;
+    memcpy(to, from, lead);
+    size_t i = lead;
+    for (; i + sizeof(U8) <= size; i += sizeof(U8)) {
+        U8 bytes;
+        memcpy(&bytes, from + i, sizeof bytes);
+        U8_PUT(to + i, bytes);
+    }
+    memcpy(to + i, from + i, size - i);
 }
 
 /* exp(-z) for 0 <= z <= 80 with an error below 2e-7 of the value, as bxs_exp. */
