@@ -205,8 +205,8 @@ static inline uint32_t *bucket_of(const bxs_kept *kept, uint32_t class_index, ui
 }
 
 /* Finds the cells along an axis that may hold the centre of a box near enough. */
-static inline size_t find_spans(const bxs_kept *kept, float low, float high, float side,
-                                float reach, span spans[MAX_SPANS], size_t *cells) {
+static BXS_NOINLINE size_t find_spans(const bxs_kept *kept, float low, float high, float side,
+                                      float reach, span spans[MAX_SPANS], size_t *cells) {
     const uint32_t last = power_of(side / kept->least_ratio);
     const double centre = 0.5 * ((double)low + (double)high);
     size_t n = 0;
@@ -258,7 +258,7 @@ static void add_to_grid(bxs_kept *kept, const chunk *source, uint32_t from) {
 }
 
 /* Puts all boxes of a class into the grid. */
-static void move_to_grid(bxs_kept *kept, const class_list *list) {
+static BXS_NOINLINE void move_to_grid(bxs_kept *kept, const class_list *list) {
     if (!kept->grid_is_open) {
         memset(kept->buckets, 0xff, sizeof(uint32_t) << kept->bucket_bits);
         kept->grid_is_open = 1;

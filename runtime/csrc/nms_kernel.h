@@ -83,34 +83,33 @@ static inline uint32_t BXS_NAMED(near)(const chunk *c, const visitor *v) {
     return near;
 }
 
-static inline int BXS_NAMED(list_suppresses)(const bxs_kept *kept, const class_list *list,
-                                             const visitor *v) {
-    for (uint32_t i = list->first; i != NONE; i = kept->links[i].next) {
-        const uint32_t near = BXS_NAMED(near)(&kept->chunks[i], v);
-        if (near != 0 && BXS_NAMED(suppresses)(kept, &kept->chunks[i], near, v)) {
-            return 1;
-        }
+/* Lanes of a class. */
+static inline uint32_t BXS_NAMED(of_class)(const chunk *c, uint32_t class_index) {
+    uint32_t lanes = 0;
+    for (int i = 0; i < CHUNK; i += BXS_LANES) {
+        U32 classes;
+        memcpy(&classes, c->class_index + i, sizeof classes);
+        lanes |= BITS(classes == class_index) << i;
     }
-    return 0;
+    return lanes;
 }
 
-static int BXS_NAMED(bucket_suppresses)(const bxs_kept *kept, uint32_t first, const visitor *v) {
+/* Whether any box of a list of chunks suppresses the visitor. */
+static inline int BXS_NAMED(list_suppresses)(const bxs_kept *kept, uint32_t first,
+                                             const visitor *v) {
     for (uint32_t i = first; i != NONE; i = kept->links[i].next) {
         const chunk *c = &kept->chunks[i];
-        uint32_t near = 0;
-        for (uint32_t left = BXS_NAMED(near)(c, v); left != 0; left &= left - 1) {
-            const uint32_t lane = bxs_trailing_zeros(left);
-            near |= (uint32_t)(c->class_index[lane] == v->class_index) << lane;
-        }
-        if (near != 0 && BXS_NAMED(suppresses)(kept, c, near, v)) {
+        const uint32_t near = BXS_NAMED(near)(c, v);
+        if (near != 0 &&
+            BXS_NAMED(suppresses)(kept, c, near & BXS_NAMED(of_class)(c, v->class_index), v)) {
             return 1;
         }
     }
     return 0;
 }
 
-static int BXS_NAMED(grid_suppresses)(const bxs_kept *kept, const class_list *list,
-                                      const visitor *v) {
+static BXS_NOINLINE int BXS_NAMED(grid_suppresses)(const bxs_kept *kept, const class_list *list,
+                                                   const visitor *v) {
     span x[MAX_SPANS], y[MAX_SPANS];
     size_t columns, rows;
     const size_t n_x =
@@ -118,7 +117,7 @@ static int BXS_NAMED(grid_suppresses)(const bxs_kept *kept, const class_list *li
     const size_t n_y =
         find_spans(kept, v->box[1], v->box[3], v->height, kept->reach * v->height, y, &rows);
     if (3 * columns * rows > list->count / CHUNK) { /* a cell costs about three chunks */
-        return BXS_NAMED(list_suppresses)(kept, list, v);
+        return BXS_NAMED(list_suppresses)(kept, list->first, v);
     }
     for (size_t i = 0; i < n_x; i++) {
         for (size_t j = 0; j < n_y; j++) {
@@ -126,7 +125,7 @@ static int BXS_NAMED(grid_suppresses)(const bxs_kept *kept, const class_list *li
                 for (int32_t row = y[j].low; row <= y[j].high; row++) {
                     const uint32_t bucket =
                         *bucket_of(kept, v->class_index, x[i].power, y[j].power, column, row);
-                    if (BXS_NAMED(bucket_suppresses)(kept, bucket, v)) {
+                    if (BXS_NAMED(list_suppresses)(kept, bucket, v)) {
                         return 1;
                     }
                 }
@@ -152,7 +151,7 @@ static size_t BXS_NAMED(visit)(bxs_kept *kept, const bxs_pairs *pairs, uint64_t 
         const class_list *list = &kept->lists[v.class_index];
         const int uses_grid = list->count >= GRID_FROM && kept->bucket_bits != 0 && v.is_regular;
         if (uses_grid ? BXS_NAMED(grid_suppresses)(kept, list, &v)
-                      : BXS_NAMED(list_suppresses)(kept, list, &v)) {
+                      : BXS_NAMED(list_suppresses)(kept, list->first, &v)) {
             continue;
         }
         append(kept, &v);
