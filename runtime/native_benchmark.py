@@ -673,36 +673,49 @@ ALLOCATORS = (
 def footprint_rows() -> list[Row]:
     """Say how large the library is, and how often it allocates.
 
-    The file is the Python extension, which holds the whole library and its binding. Allocations
-    are counted by name: a library that imports no allocator cannot allocate. (The binding's own,
-    through Python's, are one per model.)
+    In a checkout with CMake and strip it is the library that CMake builds; else the Python
+    extension, which holds the same library and its binding. Allocations are counted by name: a
+    library that imports no allocator cannot allocate.
     """
-    path = Path(_native.__file__)
-    imported = [name for name in ALLOCATORS if b"\0" + name.encode() + b"\0" in path.read_bytes()]
+    with tempfile.TemporaryDirectory() as folder:
+        built = _build_library(Path(folder))
+        what = "libboxseg, built by CMake"
+        if built is None:
+            built, what = Path(_native.__file__), "Python extension with the library in it"
+        text = built.read_bytes()
+        size = _stripped_kilobytes(built, Path(folder) / "stripped")
+    imported = [name for name in ALLOCATORS if b"\0" + name.encode() + b"\0" in text]
     return [
-        Row(
-            "library size, stripped (KB)", "extension with the whole library",
-            _stripped_kilobytes(path), None, None, None, 150, 100, None,
-        ),
+        Row("library size, stripped (KB)", what, size, None, None, None, 150, 100, None),
         Row(
             "allocations per frame (count)",
-            f"the library imports {', '.join(imported) or 'no allocator'}",
+            f"{what}: imports {', '.join(imported) or 'no allocator'}",
             None if imported else 0.0, None, None, None, 0, 0, not imported,
         ),
     ]  # fmt: skip
 
 
-def _stripped_kilobytes(path: Path) -> float | None:
+def _build_library(folder: Path) -> Path | None:
+    """Build libboxseg; None without CMake or the sources."""
+    program, sources = shutil.which("cmake"), Path(__file__).resolve().parent
+    if program is None or not (sources / "CMakeLists.txt").is_file():
+        return None
+    for words in (["-S", str(sources), "-B", str(folder)], ["--build", str(folder)]):
+        done = subprocess.run([program, *words], capture_output=True, check=False)
+        if done.returncode != 0:
+            return None
+    return next((path for path in folder.rglob("libboxseg.so*") if not path.is_symlink()), None)
+
+
+def _stripped_kilobytes(path: Path, target: Path) -> float | None:
     """Return thousands of bytes of a file without symbols; None without the program `strip`."""
     program = shutil.which("strip")
     if program is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "stripped"
-        done = subprocess.run(
-            [program, "-s", "-o", str(target), str(path)], capture_output=True, check=False
-        )
-        return target.stat().st_size / 1e3 if done.returncode == 0 else None
+    done = subprocess.run(
+        [program, "-s", "-o", str(target), str(path)], capture_output=True, check=False
+    )
+    return target.stat().st_size / 1e3 if done.returncode == 0 else None
 
 
 # --- everything ----------------------------------------------------------------------------------
