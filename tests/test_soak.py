@@ -6,6 +6,7 @@ import gc
 import shutil
 import subprocess
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,24 @@ def test_python_keeps_nothing_of_a_frame() -> None:
     finally:
         tracemalloc.stop()
     assert after - before < 2000  # ten bytes a frame: counters, not answers
+
+
+def test_threads_with_segmenters_of_their_own_do_not_disturb_one_another() -> None:
+    scenes = Scenes()
+    rng = np.random.default_rng(31)
+    frames = [
+        np.full((*rng.integers(1, 400, 2), 3), content, np.uint8) for content in range(CONTENTS)
+    ]
+    alone = Segmenter(scenes, conf=0.4)
+    expected = [alone(frame).counts for frame in frames]
+
+    def work(turn: int) -> bool:
+        own = Segmenter(scenes, conf=0.4)
+        order = np.random.default_rng(turn).integers(0, CONTENTS, 100).tolist()
+        return all(own(frames[i]).counts == expected[i] for i in order)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
 
 
 def test_a_frame_allocates_nothing_in_c(tmp_path: Path) -> None:
