@@ -1,6 +1,7 @@
 """The C mask head, cut, mask score and surface against slow references and released vectors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import reference
 from numpy.typing import NDArray
 
 from boxseg.runtime import _native
-from boxseg.runtime.postprocess import CANDIDATE
+from boxseg.runtime.postprocess import CANDIDATE, INSTANCE
 from boxseg.runtime.preprocess import Fit, Letterbox, plan_letterbox
 
 Floats = NDArray[np.float32]
@@ -122,8 +123,8 @@ def test_the_head_has_the_same_bits_at_every_level(
     for rows, columns in [(1, 1), (2, 3), (5, 7), (33, 40)]:
         features = rng.normal(0, 1, (channels, rows, columns)).astype(np.float32)
         for slot in range(3):
-            x0, y0 = rng.integers(0, columns), rng.integers(0, rows)
-            region = (x0, y0, rng.integers(x0, columns) + 1, rng.integers(y0, rows) + 1)
+            x0, y0 = int(rng.integers(columns)), int(rng.integers(rows))
+            region = x0, y0, int(rng.integers(x0, columns)) + 1, int(rng.integers(y0, rows)) + 1
             plain, *others = (
                 _head(
                     parameters,
@@ -132,7 +133,7 @@ def test_the_head_has_the_same_bits_at_every_level(
                     1,
                     widths=widths,
                     relative=relative,
-                    region=tuple(map(int, region)),
+                    region=region,
                     slot=slot,
                     simd=level,
                 )
@@ -406,3 +407,155 @@ def test_text_that_does_not_fit_is_an_error() -> None:
             scratch,
             bytearray(20),
         )
+
+
+# ------------------------------------------------------------------------ limits and hostile input
+
+
+def _masks(
+    model: Any,
+    parameters: Floats,
+    features: Floats,
+    plan: Letterbox,
+    candidates: NDArray[np.void],
+    **given: float,
+) -> tuple[NDArray[np.void], list[bytes], bool]:
+    scratch = np.empty(_native.masks_scratch_size(model, plan.as_tuple()), np.uint8)
+    instances = np.zeros(len(candidates), INSTANCE)
+    rows = features.shape[1]
+    size = len(candidates) * _native.surface_text_size(plan.as_tuple(), rows)
+    text = np.empty(size, np.uint8)
+    n, _, complete = _native.masks(
+        model,
+        parameters,
+        features,
+        len(parameters),
+        True,
+        plan.as_tuple(),
+        candidates,
+        len(candidates),
+        0.0,
+        scratch,
+        instances,
+        text,
+        *given.values(),
+    )
+    found = instances[:n]
+    texts = [
+        text[int(one["text_offset"]) : int(one["text_offset"] + one["text_length"])].tobytes()
+        for one in found
+    ]
+    return found, texts, complete
+
+
+def _frame(
+    rng: np.random.Generator, count: int, simd: int = 0
+) -> tuple[Any, Floats, Floats, Letterbox, NDArray[np.void]]:
+    model = _native.make_model(
+        3, (8, 16, 32, 64, 128), SCALES, 8, 8, (8, 8, 1), 1, 0, 1, 0.2, 0.6, 100, 100, simd
+    )
+    parameters = rng.normal(0, 0.7, (count, 169)).astype(np.float32)
+    features = rng.normal(0, 1, (8, 12, 16)).astype(np.float32)
+    candidates = np.zeros(count, CANDIDATE)
+    corner = rng.uniform(0, 60, (count, 2))
+    candidates["box"] = np.concatenate([corner, corner + rng.uniform(2, 50, (count, 2))], axis=1)
+    candidates["score0"] = rng.uniform(0.3, 1, count)
+    candidates["index"] = np.arange(count)
+    candidates["slot"] = rng.permutation(count)
+    candidates["level"] = rng.integers(0, 5, count)
+    candidates["x"], candidates["y"] = (corner + 5).T
+    return model, parameters, features, plan_letterbox(Fit(96, 128), 270, 360), candidates
+
+
+def test_instances_are_the_same_bits_at_every_level() -> None:
+    results = []
+    for level in range(1, 1 + len(_native.simd_levels())):
+        frame = _frame(np.random.default_rng(12), 60, level)
+        results.append(_masks(*frame))
+    assert len(results[0][0]) > 30
+    for other in results[1:]:
+        assert np.array_equal(results[0][0], other[0])
+        assert results[0][1] == other[1]
+
+
+def test_a_passed_deadline_gives_no_instance_and_is_not_complete() -> None:
+    frame = _frame(np.random.default_rng(13), 20)
+    found, texts, complete = _masks(*frame, budget_ms=0.0)
+    assert (len(found), texts, complete) == (0, [], False)
+    found, texts, complete = _masks(*frame, budget_ms=1e4)
+    assert complete
+    assert [texts, found["score"].tolist()] == [
+        _masks(*frame)[1],
+        _masks(*frame)[0]["score"].tolist(),
+    ]
+
+
+def test_numbers_that_are_none_and_boxes_that_are_none_give_codes_or_masks() -> None:
+    rng = np.random.default_rng(14)
+    for _ in range(200):
+        model, parameters, features, plan, candidates = _frame(rng, 4)
+        strange = np.array([np.nan, np.inf, -np.inf, 3e38, -1e-40, 0], np.float32)
+        parameters[rng.random(parameters.shape) < 0.05] = rng.choice(strange)
+        features[rng.random(features.shape) < 0.05] = rng.choice(strange)
+        field = rng.choice(["none", "box", "score0", "slot", "level", "x"])
+        if field in ("slot", "level"):
+            candidates[field][1] = rng.choice([4, 5, 2**32 - 1])
+        elif field != "none":
+            candidates[field][1] = rng.choice(strange)
+        try:
+            found, texts, _ = _masks(model, parameters, features, plan, candidates)
+        except ValueError as error:
+            assert field in ("box", "slot", "level"), error  # noqa: PT017
+            continue
+        for one, text in zip(found, texts, strict=True):
+            area, _ = _native.rle_measure(text, 270, 360)
+            assert area == one["area"]
+
+
+def test_surfaces_with_any_numbers_are_the_same_at_every_level() -> None:
+    rng = np.random.default_rng(15)
+    strange = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-40, -1e-40, 0, -0.0], np.float32)
+    for _ in range(100):
+        rows, columns = rng.integers(1, 15, 2).tolist()
+        logits = rng.normal(0, 1, (rows, columns)).astype(np.float32)
+        here = rng.random(logits.shape) < 0.3
+        logits[here] = rng.choice(strange, here.sum())
+        height, width = rng.integers(1, 200, 2).tolist()
+        plan = Letterbox(*_native.letterbox_fit(height, width, 8 * rows, 8 * columns))
+        found, text, area = _bytes_and_text(logits, plan, (0, 0, width, height))
+        assert area == found.sum()
+        assert text == reference.run_text(reference.run_lengths(found))
+
+
+def test_hostile_sizes_give_codes() -> None:
+    rng = np.random.default_rng(16)
+    logits, out, scratch = (
+        np.ones(64, np.float32),
+        np.empty(100, np.uint8),
+        np.empty(9000, np.uint8),
+    )
+    sizes = [0, 1, 2, 7, 8, 9, 64, 32768, 32769, 2**31, 2**32 - 1]
+    calls = (_native.surface_rle, _native.surface_bytes, _native.surface_bits)
+    for _ in range(3000):
+        region, pixels = (tuple(rng.choice(sizes[:7], 4).tolist()) for _ in range(2))
+        rows, columns, stride = rng.choice(sizes, 3).tolist()
+        plan = tuple(rng.choice(sizes, 6).tolist())
+        for call in calls:
+            try:
+                call(logits, region, rows, columns, stride, plan, pixels, scratch, out, 0)
+            except ValueError:
+                continue
+        try:
+            _native.surface_polygons(logits, region, rows, columns, stride, plan, pixels)
+        except ValueError:
+            continue
+    plan, args = _same_size(8, 8).as_tuple(), (logits, (0, 0, 1, 1), 1, 1, 8)
+    for level in (-1, 4, 99):
+        with pytest.raises(ValueError, match="BXS_ERROR_VALUE"):
+            _native.surface_rle(*args, plan, (0, 0, 8, 8), scratch, out, level)
+    with pytest.raises(ValueError, match="BXS_ERROR_ROOM"):
+        _native.surface_bytes(*args, plan, (0, 0, 8, 8), scratch, out[:63])
+    with pytest.raises(ValueError, match="BXS_ERROR_ROOM"):
+        _native.surface_bits(*args, plan, (0, 0, 8, 8), scratch, out[:7])
+    with pytest.raises(ValueError, match="BXS_ERROR_SCRATCH"):
+        _native.surface_bits(*args, plan, (0, 0, 8, 8), scratch[:99], out)

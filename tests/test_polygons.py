@@ -105,8 +105,7 @@ def test_contours_enclose_the_mask() -> None:
         plan = plan_letterbox(Fit(96, 128), height, width)
         coarse = np.pad(rng.normal(0, 4, (4, 5)), 1, mode="edge")
         x, y = np.arange(128) / 128 * 40, np.arange(96) / 96 * 32
-        logits = reference.surface(coarse, x[4::8], y[4::8])
-        logits = logits.astype(np.float32)
+        logits = reference.surface(coarse, x[4::8], y[4::8]).astype(np.float32)
         box = (0.0, 0.0, float(width), float(height))
         if rng.random() < 0.5:
             corner = rng.uniform(0, 0.5, 2) * (width, height)

@@ -55,6 +55,7 @@ bxs_head bxs_head_open(const bxs_model *model, void *memory) {
     bxs_arena arena = bxs_arena_open(memory);
     bxs_head head;
     head.model = model;
+    head.parameters = bxs_parameter_count(model);
     head.level = bxs_simd_level(model->simd);
     head.weights = (float *)bxs_arena_take(&arena, sizes.weights * sizeof(float));
     head.across = (float *)bxs_arena_take(&arena, sizes.across * sizeof(float));
@@ -69,6 +70,17 @@ bxs_head bxs_head_open(const bxs_model *model, void *memory) {
 void bxs_head_run(const bxs_head *head, const bxs_mask_inputs *inputs,
                   const bxs_candidate *candidate, bxs_region region, float *logits) {
     BXS_AT_LEVEL(head->level, head)(head, inputs, candidate, region, logits);
+}
+
+void bxs_head_expect(const bxs_head *head, const bxs_mask_inputs *inputs,
+                     const bxs_candidate *candidate) {
+    if (candidate->slot >= inputs->slots) {
+        return;
+    }
+    const float *from = inputs->parameters + candidate->slot * inputs->slot_stride;
+    for (size_t p = 0; p < head->parameters; p++) {
+        bxs_prefetch(from + p * inputs->parameter_stride, 1);
+    }
 }
 
 size_t bxs_mask_head_scratch_size(const bxs_model *model) {

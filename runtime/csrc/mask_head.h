@@ -6,6 +6,7 @@
 
 typedef struct {
     const bxs_model *model;
+    size_t parameters; /* of one instance */
     bxs_simd level;
     /* one instance's parameters, as the kernel reads them */
     float *weights; /* blocks of outputs, input by input; without the relative x of layer 0 */
@@ -23,5 +24,9 @@ bxs_head bxs_head_open(const bxs_model *model, void *memory);
 /* bxs_mask_head without its checks. */
 void bxs_head_run(const bxs_head *head, const bxs_mask_inputs *inputs,
                   const bxs_candidate *candidate, bxs_region region, float *logits);
+
+/* Asks for a candidate's parameters, which lie far apart in the dense form. */
+void bxs_head_expect(const bxs_head *head, const bxs_mask_inputs *inputs,
+                     const bxs_candidate *candidate);
 
 #endif

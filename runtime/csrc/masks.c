@@ -159,6 +159,9 @@ bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
             status = BXS_ERROR_DEADLINE;
             break;
         }
+        if (i + 1 < n) {
+            bxs_head_expect(&place.head, inputs, &candidates[i + 1]);
+        }
         int is_kept;
         bxs_instance *instance = &instances[count];
         status = make_instance(&place, &candidates[i], confidence, instance, &is_kept, text + used,
