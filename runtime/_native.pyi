@@ -21,11 +21,26 @@ def letterbox_short_long(
 def letterbox_scratch_size(plan: _Map, /) -> int: ...
 def letterbox_rgb8(
     frame: _Buffer,
-    is_bgr: bool,
+    pixel_format: int,
     plan: _Map,
-    padding: tuple[int, int, int],
+    padding: tuple[int, int, int] | None,
     scratch: _Buffer,
     out: _Buffer,
+    simd: int = 0,
+    yuv: int = 0,
+    /,
+) -> None: ...
+def letterbox_f32(
+    frame: _Buffer,
+    pixel_format: int,
+    plan: _Map,
+    padding: tuple[int, int, int] | None,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    scratch: _Buffer,
+    out: _Buffer,
+    simd: int = 0,
+    yuv: int = 0,
     /,
 ) -> None: ...
 def resize_scratch_size(channels: int, new_width: int, /) -> int: ...

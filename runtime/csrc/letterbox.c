@@ -7,9 +7,42 @@
 #include "arena.h"
 #include "boxseg.h"
 #include "platform.h"
+#include "simd.h"
 
 #define WEIGHT_BITS 11
 #define WEIGHT_ONE (1 << WEIGHT_BITS)
+/* Output pixels are taken in blocks of at most this many. */
+#define MOST_LANES 16
+/* Bytes that are read for a pixel and its right neighbour, 6 of them used. */
+#define PAIR_BYTES 16
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "pixels are taken apart and put together as little-endian words"
+#endif
+
+/* One output row. The table of weights holds, in the order of the kernel's lanes, the weight of the
+ * left pixel in the lower 16 bits and of its right neighbour in the upper ones. */
+typedef struct {
+    const uint8_t *upper, *lower; /* source rows, 3 bytes per pixel */
+    const uint32_t *offsets;      /* byte of the left pixel, by output pixel, in whole blocks */
+    const int32_t *weights;       /* 4 per output pixel, in whole blocks */
+    int32_t weight;               /* of the lower row */
+    uint32_t width;               /* output pixels */
+    int is_half;                  /* the frame is twice as high and wide as the content */
+} letterbox_row;
+
+/* Multiples of 1 / 65536 that take luma and chroma to R, G, B. */
+typedef struct {
+    int32_t black, luma, v_red, u_green, v_green, u_blue;
+} yuv_factors;
+
+/* A source row: bytes Y with U V of two pixels each, or, where chroma is NULL, bytes Y U Y V. */
+typedef struct {
+    const uint8_t *luma, *chroma;
+} yuv_row;
+
+#define BXS_KERNEL "letterbox_kernel.h"
+#include "simd_levels.h"
 
 static int side_is_valid(uint32_t side) {
     return side >= 1 && side <= BXS_MAX_SIDE;
@@ -206,7 +239,226 @@ static bxs_status check_rows(size_t size, size_t row_stride, uint32_t height, si
     return BXS_OK;
 }
 
-static void pad(const bxs_letterbox *map, const uint8_t padding[3], uint8_t *out) {
+/* ---------------------------------------------------------------- rows of a frame */
+
+/* Gives source rows of 3 bytes per pixel: the frame's own where all bytes that are read with a row
+ * lie in the frame, else copies. Two copies are kept, because two rows make one output row and
+ * neighbouring output rows share them. */
+typedef struct {
+    const bxs_frame *frame;
+    const uint8_t *chroma;
+    size_t chroma_stride;
+    yuv_factors factors;
+    bxs_simd level;
+    uint8_t *copies[2];
+    uint32_t held[2]; /* which rows they are */
+} frame_reader;
+
+static size_t copy_size(uint32_t width) {
+    return (size_t)width * 3 - 3 + PAIR_BYTES;
+}
+
+static uint8_t limit(int32_t sum) {
+    return (uint8_t)(sum < 0 ? 0 : sum >> 16 > 255 ? 255 : sum >> 16);
+}
+
+/* The whole row: blocks of pixels, then the rest one by one. */
+static void convert_row(const frame_reader *from, const yuv_row *row, uint8_t *out) {
+    const yuv_factors *by = &from->factors;
+    const uint32_t width = from->frame->width;
+    uint32_t x = BXS_AT_LEVEL(from->level, convert_yuv)(row, by, width, out);
+    for (; x < width; x++) {
+        const size_t pair = x / 2;
+        const uint8_t *luma = row->chroma == NULL ? row->luma + 2 * (size_t)x : row->luma + x;
+        const uint8_t *u = row->chroma == NULL ? row->luma + 4 * pair + 1 : row->chroma + 2 * pair;
+        const uint8_t *v = row->chroma == NULL ? u + 2 : u + 1;
+        const int32_t y = (*luma - by->black) * by->luma + (1 << 15);
+        out[(size_t)x * 3] = limit(y + (*v - 128) * by->v_red);
+        out[(size_t)x * 3 + 1] = limit(y - (*u - 128) * by->u_green - (*v - 128) * by->v_green);
+        out[(size_t)x * 3 + 2] = limit(y + (*u - 128) * by->u_blue);
+    }
+}
+
+static const uint8_t *read_row(frame_reader *from, uint32_t y) {
+    const bxs_frame *frame = from->frame;
+    const uint8_t *row = frame->data + (size_t)y * frame->row_stride;
+    const int is_rgb = frame->format == BXS_RGB8 || frame->format == BXS_BGR8;
+    if (is_rgb && (size_t)y * frame->row_stride + copy_size(frame->width) <= frame->size) {
+        return row;
+    }
+    uint8_t *copy = from->copies[y % 2];
+    if (from->held[y % 2] == y) {
+        return copy;
+    }
+    from->held[y % 2] = y;
+    if (is_rgb) {
+        memcpy(copy, row, (size_t)frame->width * 3);
+    } else if (frame->format == BXS_MONO8) {
+        for (uint32_t x = 0; x < frame->width; x++) {
+            copy[(size_t)x * 3] = copy[(size_t)x * 3 + 1] = copy[(size_t)x * 3 + 2] = row[x];
+        }
+    } else if (frame->format == BXS_YUYV) {
+        const yuv_row parts = {row, NULL};
+        convert_row(from, &parts, copy);
+    } else {
+        const yuv_row parts = {row, from->chroma + (size_t)(y / 2) * from->chroma_stride};
+        convert_row(from, &parts, copy);
+    }
+    return copy;
+}
+
+static int find_factors(bxs_yuv rule, yuv_factors *factors) {
+    /* 65536 * 255 / 219 and 65536 * 255 / 224 * (2 - 2 Kr) and so on for the limited range, without
+     * the first quotients for the full range; Kr = 0.299, Kb = 0.114 and Kr = 0.2126, Kb = 0.0722
+     */
+    static const yuv_factors all[4] = {
+        {16, 76309, 104597, 25675, 53279, 132201},
+        {0, 65536, 91881, 22553, 46802, 116130},
+        {16, 76309, 117489, 13975, 34925, 138438},
+        {0, 65536, 103206, 12276, 30679, 121609},
+    };
+    if ((unsigned)rule > BXS_BT709_FULL) {
+        return 0;
+    }
+    *factors = all[rule];
+    return 1;
+}
+
+/* Checks a frame's buffers and prepares to read it. */
+static bxs_status open_frame(const bxs_frame *frame, frame_reader *from) {
+    const size_t width = frame->width;
+    const size_t pairs = (width + 1) / 2;
+    size_t row_bytes;
+    memset(from, 0, sizeof *from);
+    from->frame = frame;
+    from->held[0] = from->held[1] = UINT32_MAX;
+    switch (frame->format) {
+    case BXS_RGB8:
+    case BXS_BGR8:
+        row_bytes = width * 3;
+        break;
+    case BXS_MONO8:
+    case BXS_NV12:
+        row_bytes = width;
+        break;
+    case BXS_YUYV:
+        row_bytes = pairs * 4;
+        break;
+    default:
+        return BXS_ERROR_FORMAT;
+    }
+    bxs_status status = check_rows(frame->size, frame->row_stride, frame->height, row_bytes);
+    if (status != BXS_OK || (frame->format != BXS_NV12 && frame->format != BXS_YUYV)) {
+        return status;
+    }
+    if (!find_factors(frame->yuv, &from->factors)) {
+        return BXS_ERROR_VALUE;
+    }
+    if (frame->format == BXS_YUYV) {
+        return BXS_OK;
+    }
+    size_t chroma_size = frame->chroma_size;
+    from->chroma = frame->chroma;
+    from->chroma_stride = frame->chroma_stride;
+    if (frame->chroma == NULL) {
+        if (frame->size / frame->height < frame->row_stride) {
+            return BXS_ERROR_STRIDE;
+        }
+        const size_t luma_size = frame->row_stride * frame->height;
+        from->chroma = frame->data + luma_size;
+        from->chroma_stride = frame->row_stride;
+        chroma_size = frame->size - luma_size;
+    }
+    return check_rows(chroma_size, from->chroma_stride, (frame->height + 1) / 2, pairs * 2);
+}
+
+/* ---------------------------------------------------------------- letterbox */
+
+/* Everything between the arguments and the rows. */
+typedef struct {
+    frame_reader from;
+    letterbox_row row;
+    const bxs_letterbox *map;
+    bxs_simd level;
+} letterboxing;
+
+static size_t whole_blocks(uint32_t width) {
+    return ((size_t)width + MOST_LANES - 1) / MOST_LANES * MOST_LANES;
+}
+
+size_t bxs_letterbox_scratch_size(const bxs_letterbox *map) {
+    if (map == NULL || !map_is_valid(map)) {
+        return 0;
+    }
+    const size_t pixels = whole_blocks(map->content_width);
+    return bxs_scratch_total(2 * bxs_piece(copy_size(map->frame_width)) +
+                             bxs_piece(pixels * sizeof(uint32_t)) +
+                             bxs_piece(pixels * 4 * sizeof(int32_t)));
+}
+
+/* Pixels behind the last one repeat it. */
+static void fill_tables(const bxs_letterbox *map, uint32_t lanes, uint32_t *offsets,
+                        int32_t *weights) {
+    const uint32_t pixels = (map->content_width + lanes - 1) / lanes * lanes;
+    for (uint32_t x = 0; x < pixels; x++) {
+        const uint32_t wanted = x < map->content_width ? x : map->content_width - 1;
+        const tap across = tap_at(wanted, map->frame_width, map->content_width);
+        const uint32_t in_block = x % lanes;
+        int32_t *at = weights + 4 * (size_t)(x - in_block) + (size_t)(in_block % 4) * lanes +
+                      4 * (size_t)(in_block / 4);
+        offsets[x] = across.first * 3;
+        for (int lane = 0; lane < 4; lane++) {
+            at[lane] = across.weight << 16 | (WEIGHT_ONE - across.weight);
+        }
+    }
+}
+
+static bxs_status open_letterbox(const bxs_frame *frame, const bxs_letterbox *map, bxs_simd simd,
+                                 void *scratch, size_t scratch_size, letterboxing *work) {
+    if (!map_is_valid(map) || frame->height != map->frame_height ||
+        frame->width != map->frame_width) {
+        return BXS_ERROR_SIZE;
+    }
+    bxs_status status = open_frame(frame, &work->from);
+    if (status != BXS_OK) {
+        return status;
+    }
+    work->map = map;
+    work->level = bxs_simd_level(simd);
+    if (work->level == BXS_SIMD_BEST) {
+        return BXS_ERROR_VALUE;
+    }
+    if (scratch_size < bxs_letterbox_scratch_size(map)) {
+        return BXS_ERROR_SCRATCH;
+    }
+    bxs_arena arena = bxs_arena_open(scratch);
+    for (int i = 0; i < 2; i++) {
+        work->from.copies[i] = (uint8_t *)bxs_arena_take(&arena, copy_size(map->frame_width));
+        /* read with the last pixel, but not used */
+        memset(work->from.copies[i] + (size_t)map->frame_width * 3, 0, PAIR_BYTES - 3);
+    }
+    const size_t pixels = whole_blocks(map->content_width);
+    uint32_t *offsets = (uint32_t *)bxs_arena_take(&arena, pixels * sizeof(uint32_t));
+    int32_t *weights = (int32_t *)bxs_arena_take(&arena, pixels * 4 * sizeof(int32_t));
+    fill_tables(map, BXS_AT_LEVEL(work->level, letterbox_lanes)(), offsets, weights);
+    work->from.level = work->level;
+    work->row.offsets = offsets;
+    work->row.weights = weights;
+    work->row.width = map->content_width;
+    work->row.is_half =
+        map->frame_width == 2 * map->content_width && map->frame_height == 2 * map->content_height;
+    return BXS_OK;
+}
+
+static const letterbox_row *prepare_row(letterboxing *work, uint32_t y) {
+    const tap down = tap_at(y, work->map->frame_height, work->map->content_height);
+    work->row.weight = down.weight;
+    work->row.upper = read_row(&work->from, down.first);
+    work->row.lower = down.weight == 0 ? work->row.upper : read_row(&work->from, down.second);
+    return &work->row;
+}
+
+static void pad_bytes(const bxs_letterbox *map, const uint8_t padding[3], uint8_t *out) {
     size_t row_bytes = (size_t)map->width * 3;
     for (uint32_t y = 0; y < map->height; y++) {
         uint8_t *row = out + y * row_bytes;
@@ -223,54 +475,84 @@ static void pad(const bxs_letterbox *map, const uint8_t padding[3], uint8_t *out
     }
 }
 
-size_t bxs_letterbox_scratch_size(const bxs_letterbox *map) {
-    if (map == NULL || !map_is_valid(map)) {
-        return 0;
-    }
-    return bxs_scratch_total(resize_pieces(3, map->content_width));
-}
-
 bxs_status bxs_letterbox_rgb8(const bxs_frame *frame, const bxs_letterbox *map,
-                              const uint8_t padding[3], void *scratch, size_t scratch_size,
-                              uint8_t *out, size_t room) {
-    if (frame == NULL || map == NULL || padding == NULL || scratch == NULL || out == NULL ||
-        frame->data == NULL) {
+                              const uint8_t padding[3], bxs_simd simd, void *scratch,
+                              size_t scratch_size, uint8_t *out, size_t room) {
+    letterboxing work;
+    if (frame == NULL || map == NULL || scratch == NULL || out == NULL || frame->data == NULL) {
         return BXS_ERROR_NULL;
     }
-    if (!map_is_valid(map) || frame->height != map->frame_height ||
-        frame->width != map->frame_width) {
-        return BXS_ERROR_SIZE;
-    }
-    source from = {frame->data, frame->row_stride, frame->height, frame->width, 3, 3, {0, 1, 2, 3}};
-    switch (frame->format) {
-    case BXS_RGB8:
-        break;
-    case BXS_BGR8:
-        from.channel_byte[0] = 2;
-        from.channel_byte[2] = 0;
-        break;
-    case BXS_MONO8:
-        from.pixel_bytes = 1;
-        from.channel_byte[1] = from.channel_byte[2] = 0;
-        break;
-    default:
-        return BXS_ERROR_FORMAT;
-    }
-    bxs_status status = check_rows(frame->size, frame->row_stride, frame->height,
-                                   (size_t)frame->width * from.pixel_bytes);
+    bxs_status status = open_letterbox(frame, map, simd, scratch, scratch_size, &work);
     if (status != BXS_OK) {
         return status;
     }
-    if (scratch_size < bxs_letterbox_scratch_size(map)) {
-        return BXS_ERROR_SCRATCH;
-    }
-    if (room < (size_t)map->height * map->width * 3) {
+    const size_t row_bytes = (size_t)map->width * 3;
+    if (room / row_bytes < map->height) {
         return BXS_ERROR_ROOM;
     }
-    resize(&from, map->content_height, map->content_width, scratch, out, (size_t)map->width * 3);
-    pad(map, padding, out);
+    for (uint32_t y = 0; y < map->content_height; y++) {
+        BXS_AT_LEVEL(work.level, letterbox_bytes)
+        (prepare_row(&work, y), frame->format == BXS_BGR8, out + y * row_bytes);
+    }
+    if (padding != NULL) {
+        pad_bytes(map, padding, out);
+    }
     return BXS_OK;
 }
+
+static void pad_floats(const bxs_letterbox *map, bxs_simd level, float value, float *plane) {
+    const size_t right = map->width - map->content_width;
+    for (uint32_t y = 0; y < map->content_height && right > 0; y++) {
+        float *row = plane + (size_t)y * map->width + map->content_width;
+        BXS_AT_LEVEL(level, fill)(row, right, value);
+    }
+    const size_t below = (size_t)(map->height - map->content_height) * map->width;
+    BXS_AT_LEVEL(level, fill)(plane + (size_t)map->content_height * map->width, below, value);
+}
+
+bxs_status bxs_letterbox_f32(const bxs_frame *frame, const bxs_letterbox *map,
+                             const uint8_t padding[3], const float mean[3], const float std[3],
+                             bxs_simd simd, void *scratch, size_t scratch_size, float *out,
+                             size_t room) {
+    letterboxing work;
+    if (frame == NULL || map == NULL || mean == NULL || std == NULL || scratch == NULL ||
+        out == NULL || frame->data == NULL) {
+        return BXS_ERROR_NULL;
+    }
+    bxs_status status = open_letterbox(frame, map, simd, scratch, scratch_size, &work);
+    if (status != BXS_OK) {
+        return status;
+    }
+    const size_t plane = (size_t)map->height * map->width;
+    if (room / 3 < plane) {
+        return BXS_ERROR_ROOM;
+    }
+    /* by byte of the frame's pixel: a BGR frame fills the planes in the other order */
+    float means[3], scales[3];
+    float *planes[3];
+    for (int c = 0; c < 3; c++) {
+        const int channel = frame->format == BXS_BGR8 ? 2 - c : c;
+        if (!(fabsf(mean[channel]) <= 1e9f) || !(std[channel] >= 1e-9f) ||
+            !(std[channel] <= 1e9f)) {
+            return BXS_ERROR_VALUE;
+        }
+        means[c] = mean[channel];
+        scales[c] = 1.0f / std[channel];
+        planes[c] = out + (size_t)channel * plane;
+    }
+    for (uint32_t y = 0; y < map->content_height; y++) {
+        const size_t start = (size_t)y * map->width;
+        float *const rows[3] = {planes[0] + start, planes[1] + start, planes[2] + start};
+        BXS_AT_LEVEL(work.level, letterbox_floats)(prepare_row(&work, y), means, scales, rows);
+    }
+    for (int channel = 0; channel < 3 && padding != NULL; channel++) {
+        const float value = ((float)padding[channel] - mean[channel]) * (1.0f / std[channel]);
+        pad_floats(map, work.level, value, out + (size_t)channel * plane);
+    }
+    return BXS_OK;
+}
+
+/* ---------------------------------------------------------------- resize */
 
 size_t bxs_resize_scratch_size(uint32_t channels, uint32_t new_width) {
     if (channels < 1 || channels > 4 || !side_is_valid(new_width)) {

@@ -140,29 +140,61 @@ static PyObject *letterbox_scratch_size(PyObject *Py_UNUSED(module), PyObject *a
     return PyLong_FromSize_t(bxs_letterbox_scratch_size(&map));
 }
 
+/* A frame of any format; its size is the map's where the array's shape is another. */
+static int get_frame(PyObject *object, int format, int yuv, const bxs_letterbox *map,
+                     Py_buffer *view, bxs_frame *frame) {
+    uint32_t channels;
+    memset(frame, 0, sizeof *frame);
+    if (get_image(object, view, &frame->height, &frame->width, &channels, &frame->row_stride,
+                  &frame->size) != 0) {
+        return -1;
+    }
+    frame->data = (const uint8_t *)view->buf;
+    frame->format = (bxs_pixel_format)format;
+    frame->yuv = (bxs_yuv)yuv;
+    if (format == BXS_NV12 || format == BXS_YUYV) {
+        frame->height = map->frame_height;
+        frame->width = map->frame_width;
+        return 0;
+    }
+    if (channels == 1) {
+        frame->format = BXS_MONO8;
+    } else if (channels != 3) {
+        PyBuffer_Release(view);
+        PyErr_Format(PyExc_ValueError, "a frame must have 1 or 3 channels, got %u", channels);
+        return -1;
+    }
+    return 0;
+}
+
+/* Three bytes, or None for NULL. */
+static int get_padding(PyObject *object, unsigned char padding[3], const uint8_t **given) {
+    *given = NULL;
+    if (object == Py_None) {
+        return 0;
+    }
+    *given = padding;
+    if (!PyTuple_Check(object)) {
+        PyErr_SetString(PyExc_ValueError, "padding must be three bytes or None");
+        return -1;
+    }
+    return PyArg_ParseTuple(object, "bbb", &padding[0], &padding[1], &padding[2]) ? 0 : -1;
+}
+
 static PyObject *letterbox_rgb8(PyObject *Py_UNUSED(module), PyObject *args) {
-    PyObject *frame_object, *scratch_object, *out_object, *result = NULL;
+    PyObject *frame_object, *padding_object, *scratch_object, *out_object, *result = NULL;
     Py_buffer image, scratch, out;
     bxs_letterbox map;
     bxs_frame frame;
-    unsigned char padding[3];
-    uint32_t channels;
-    int reversed;
-    if (!PyArg_ParseTuple(args, "Op" MAP_FORMAT "(bbb)OO", &frame_object, &reversed,
-                          MAP_FIELDS(map), &padding[0], &padding[1], &padding[2], &scratch_object,
-                          &out_object)) {
+    unsigned char bytes[3];
+    const uint8_t *padding;
+    int format, simd = BXS_SIMD_BEST, yuv = BXS_BT601_LIMITED;
+    if (!PyArg_ParseTuple(args, "Oi" MAP_FORMAT "OOO|ii", &frame_object, &format, MAP_FIELDS(map),
+                          &padding_object, &scratch_object, &out_object, &simd, &yuv) ||
+        get_padding(padding_object, bytes, &padding) != 0 ||
+        get_frame(frame_object, format, yuv, &map, &image, &frame) != 0) {
         return NULL;
     }
-    if (get_image(frame_object, &image, &frame.height, &frame.width, &channels, &frame.row_stride,
-                  &frame.size) != 0) {
-        return NULL;
-    }
-    if (channels != 1 && channels != 3) {
-        PyErr_Format(PyExc_ValueError, "a frame must have 1 or 3 channels, got %u", channels);
-        goto release_image;
-    }
-    frame.data = (const uint8_t *)image.buf;
-    frame.format = channels == 1 ? BXS_MONO8 : reversed ? BXS_BGR8 : BXS_RGB8;
     if (get_bytes(scratch_object, &scratch) != 0) {
         goto release_image;
     }
@@ -171,9 +203,50 @@ static PyObject *letterbox_rgb8(PyObject *Py_UNUSED(module), PyObject *args) {
     }
     bxs_status status;
     Py_BEGIN_ALLOW_THREADS status =
-        bxs_letterbox_rgb8(&frame, &map, padding, scratch.buf, (size_t)scratch.len,
+        bxs_letterbox_rgb8(&frame, &map, padding, (bxs_simd)simd, scratch.buf, (size_t)scratch.len,
                            (uint8_t *)out.buf, (size_t)out.len);
     Py_END_ALLOW_THREADS result = status == BXS_OK ? Py_NewRef(Py_None) : raise_status(status);
+    PyBuffer_Release(&out);
+release_scratch:
+    PyBuffer_Release(&scratch);
+release_image:
+    PyBuffer_Release(&image);
+    return result;
+}
+
+static PyObject *letterbox_f32(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *frame_object, *padding_object, *scratch_object, *out_object, *result = NULL;
+    Py_buffer image, scratch, out;
+    bxs_letterbox map;
+    bxs_frame frame;
+    unsigned char bytes[3];
+    const uint8_t *padding;
+    float mean[3], std[3];
+    int format, simd = BXS_SIMD_BEST, yuv = BXS_BT601_LIMITED;
+    if (!PyArg_ParseTuple(args, "Oi" MAP_FORMAT "O(fff)(fff)OO|ii", &frame_object, &format,
+                          MAP_FIELDS(map), &padding_object, &mean[0], &mean[1], &mean[2], &std[0],
+                          &std[1], &std[2], &scratch_object, &out_object, &simd, &yuv) ||
+        get_padding(padding_object, bytes, &padding) != 0 ||
+        get_frame(frame_object, format, yuv, &map, &image, &frame) != 0) {
+        return NULL;
+    }
+    if (get_bytes(scratch_object, &scratch) != 0) {
+        goto release_image;
+    }
+    if (PyObject_GetBuffer(out_object, &out, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) !=
+        0) {
+        goto release_scratch;
+    }
+    if (out.format == NULL || out.format[0] != 'f') {
+        PyErr_SetString(PyExc_ValueError, "out must be float32");
+        goto release_out;
+    }
+    bxs_status status;
+    Py_BEGIN_ALLOW_THREADS status =
+        bxs_letterbox_f32(&frame, &map, padding, mean, std, (bxs_simd)simd, scratch.buf,
+                          (size_t)scratch.len, (float *)out.buf, (size_t)out.len / sizeof(float));
+    Py_END_ALLOW_THREADS result = status == BXS_OK ? Py_NewRef(Py_None) : raise_status(status);
+release_out:
     PyBuffer_Release(&out);
 release_scratch:
     PyBuffer_Release(&scratch);
@@ -1189,7 +1262,10 @@ static PyMethodDef functions[] = {
     {"letterbox_short_long", letterbox_short_long, METH_VARARGS,
      "frame h, w, short, long, divisor -> map"},
     {"letterbox_scratch_size", letterbox_scratch_size, METH_VARARGS, "map -> bytes"},
-    {"letterbox_rgb8", letterbox_rgb8, METH_VARARGS, "frame, reversed, map, padding, scratch, out"},
+    {"letterbox_rgb8", letterbox_rgb8, METH_VARARGS,
+     "frame, format, map, padding, scratch, out, simd, yuv"},
+    {"letterbox_f32", letterbox_f32, METH_VARARGS,
+     "frame, format, map, padding, mean, std, scratch, out, simd, yuv"},
     {"resize_scratch_size", resize_scratch_size, METH_VARARGS, "channels, new_width -> bytes"},
     {"resize_u8", resize_u8, METH_VARARGS, "image, new_height, new_width, scratch, out"},
     {"make_model", make_model, METH_VARARGS, "description -> model"},

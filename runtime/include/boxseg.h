@@ -103,19 +103,46 @@ typedef struct {
 #define BXS_MAX_SIDE 32768u
 
 typedef enum {
-    BXS_RGB8 = 0, /* 3 bytes per pixel */
-    BXS_BGR8 = 1, /* 3 bytes per pixel */
-    BXS_MONO8 = 2 /* 1 byte per pixel, becomes three equal channels */
+    BXS_RGB8 = 0,  /* 3 bytes per pixel */
+    BXS_BGR8 = 1,  /* 3 bytes per pixel */
+    BXS_MONO8 = 2, /* 1 byte per pixel, becomes three equal channels */
+    BXS_NV12 = 3,  /* 1 byte Y per pixel; in a second plane 2 bytes U V for 2 x 2 pixels */
+    BXS_YUYV = 4   /* 4 bytes Y U Y V for 2 pixels side by side */
 } bxs_pixel_format;
 
-/* A camera frame that the caller owns. */
+/* How NV12 and YUYV become R, G, B. With y = Y - 16, scale 255 / 219 and chroma scale 255 / 224 for
+ * the limited range, and y = Y, both scales 1 for the full one, and u = U - 128, v = V - 128:
+ *
+ *     R = scale * y + chroma scale * (2 - 2 Kr) * v
+ *     B = scale * y + chroma scale * (2 - 2 Kb) * u
+ *     G = scale * y - chroma scale * ((2 - 2 Kb) * Kb * u + (2 - 2 Kr) * Kr * v) / (1 - Kr - Kb)
+ *
+ * rounded to the nearest and limited to 0..255, in integers with factors of 1 / 65536. Kr, Kb are
+ * 0.299, 0.114 for BT.601 and 0.2126, 0.0722 for BT.709. Every pixel takes the chroma of its own
+ * 2 x 2 or 2 x 1 pixels, without interpolation; at an odd width or height the last chroma sample
+ * serves one column or row. The frame is resized after that, as RGB. */
+typedef enum {
+    BXS_BT601_LIMITED = 0, /* what most cameras give */
+    BXS_BT601_FULL = 1,
+    BXS_BT709_LIMITED = 2,
+    BXS_BT709_FULL = 3
+} bxs_yuv;
+
+/* A camera frame that the caller owns. Zero what a format does not need. */
 typedef struct {
     const uint8_t *data; /* first byte of the top row */
     size_t size;         /* bytes from data on; the last row needs no padding behind it */
-    size_t row_stride;   /* bytes from one row to the next, at least a row's own bytes */
+    size_t row_stride;   /* bytes from one row to the next, at least a row's own bytes; of YUYV
+                            these are 4 for an odd last pixel too */
     uint32_t height;     /* pixels, 1..BXS_MAX_SIDE */
     uint32_t width;
     bxs_pixel_format format;
+    bxs_yuv yuv; /* NV12 and YUYV only, as is all below NV12 only */
+    /* The plane of U V: (height + 1) / 2 rows of (width + 1) / 2 pairs. NULL if it follows the rows
+     * of Y, at data + row_stride * height, with their stride and counted in size. */
+    const uint8_t *chroma;
+    size_t chroma_size;
+    size_t chroma_stride;
 } bxs_frame;
 
 /* Where a frame lies in the input. The content sits at the top left, padding at the right and at
@@ -145,13 +172,25 @@ BXS_API bxs_status bxs_letterbox_short_long(uint32_t frame_height, uint32_t fram
  * frame that keeps its size is copied exactly.
  *
  *   frame     as described above; its size must be the map's frame size
- *   padding   R, G, B of the pixels outside the content
+ *   padding   R, G, B of the pixels outside the content; NULL leaves them as they are, for a buffer
+ *             that a former call with this map has padded
+ *   simd      BXS_SIMD_BEST, or the level to use
  *   scratch   bxs_letterbox_scratch_size(map) bytes
  *   out       height x width x 3 bytes, rows without gaps; room is its capacity in bytes */
 BXS_API size_t bxs_letterbox_scratch_size(const bxs_letterbox *map);
 BXS_API bxs_status bxs_letterbox_rgb8(const bxs_frame *frame, const bxs_letterbox *map,
-                                      const uint8_t padding[3], void *scratch, size_t scratch_size,
-                                      uint8_t *out, size_t room);
+                                      const uint8_t padding[3], bxs_simd simd, void *scratch,
+                                      size_t scratch_size, uint8_t *out, size_t room);
+
+/* The same pixels as floats, planes R, G, B of height x width: (byte - mean) * (1 / std) by
+ * channel, each of the three operations rounded to float; the padding, too.
+ *
+ *   mean, std   R, G, B in grey levels, 0..255; mean within +-1e9, std in 1e-9..1e9
+ *   out         room is its capacity in floats, at least 3 * height * width */
+BXS_API bxs_status bxs_letterbox_f32(const bxs_frame *frame, const bxs_letterbox *map,
+                                     const uint8_t padding[3], const float mean[3],
+                                     const float std[3], bxs_simd simd, void *scratch,
+                                     size_t scratch_size, float *out, size_t room);
 
 /* Resizes an image of 1 to 4 interleaved channels by the same rule, without padding.
  *

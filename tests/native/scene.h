@@ -136,7 +136,8 @@ static void scene_answer(const scene *of, char *text) {
     frame.format = BXS_BGR8;
     size_t size = bxs_letterbox_scratch_size(&of->map);
     void *scratch = scene_room(size);
-    scene_require(bxs_letterbox_rgb8(&frame, &of->map, padding, scratch, size, input, sizeof input),
+    scene_require(bxs_letterbox_rgb8(&frame, &of->map, padding, BXS_SIMD_BEST, scratch, size, input,
+                                     sizeof input),
                   "letterbox");
     used = (size_t)snprintf(text, TEXT_BYTES, "%016" PRIx64 "\n", scene_hash(input, sizeof input));
     free(scratch);

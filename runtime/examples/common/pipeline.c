@@ -87,8 +87,8 @@ const char *pipeline_letterbox(pipeline *of, const bxs_frame *frame) {
             return reason;
         }
     }
-    return reason_of(bxs_letterbox_rgb8(frame, &of->map, of->metadata.padding, of->scratch,
-                                        of->scratch_size, of->input, of->input_size));
+    return reason_of(bxs_letterbox_rgb8(frame, &of->map, of->metadata.padding, BXS_SIMD_BEST,
+                                        of->scratch, of->scratch_size, of->input, of->input_size));
 }
 
 size_t pipeline_output_size(const pipeline *of, int output) {
