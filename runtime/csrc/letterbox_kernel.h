@@ -306,7 +306,12 @@ static void BXS_NAMED(letterbox_floats)(const letterbox_row *row, const float me
 }
 
 static void BXS_NAMED(fill)(float *out, size_t n, float value) {
-    for (size_t i = 0; i < n; i++) {
+    const F32 values = (F32){0} + value;
+    size_t i = 0;
+    for (; n - i >= BXS_LANES; i += BXS_LANES) {
+        memcpy(out + i, &values, sizeof values);
+    }
+    for (; i < n; i++) {
         out[i] = value;
     }
 }
