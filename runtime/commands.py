@@ -653,8 +653,13 @@ def bench_native(
     report = native_benchmark.run(
         parts, seconds=seconds, progress=lambda row: click.echo(native_benchmark.row_line(row))
     )
-    for note in _bench_notes([], machine):
+    notes = _bench_notes([], machine)
+    for note in notes:
         click.echo(f"\n{note}")
+    if notes:
+        click.echo("Ratios of the best times, which other work disturbs least:")
+        for line in native_benchmark.quiet_ratios(report):
+            click.echo(f"  {line}")
     if json_file is not None:
         write_json(json_file, report.as_list())
     if plot_file is not None:
