@@ -236,6 +236,14 @@ def test_the_order_of_input_does_not_change_the_set() -> None:
     assert [int(turn[i]) for i in _nms(boxes[turn], scores[turn], classes[turn])] == kept
 
 
+def test_scratch_grows_with_the_boxes_and_is_refused_to_impossible_numbers() -> None:
+    sizes = [_native.nms_scratch_size(n, 80) for n in (0, 1, 15, 16, 500, 513, 600, 10**4, 10**6)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 0
+    for n, classes in ((2**31, 1), (2**62, 1), (-1, 1), (10, 0), (10, 65536)):
+        assert _native.nms_scratch_size(n, classes) == 0
+
+
 def test_bad_arguments_are_named() -> None:
     boxes, scores = np.zeros((2, 4), np.float32), np.zeros(2, np.float32)
     scratch = np.empty(_native.nms_scratch_size(2, 1), np.uint8)

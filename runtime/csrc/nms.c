@@ -172,6 +172,16 @@ static float iou(const chunk *c, uint32_t lane, const visitor *v) {
     return inter / (c->area[lane] + v->area - inter);
 }
 
+static uint32_t new_chunk(bxs_kept *kept, uint32_t next) {
+    const uint32_t index = kept->chunk_count++;
+    for (int i = 0; i < CHUNK; i++) {
+        kept->chunks[index].x[i] = NAN;
+    }
+    kept->links[index].used = 0;
+    kept->links[index].next = next;
+    return index;
+}
+
 /* ---------------------------------------------------------------- grid */
 
 /* Power of 4, counted from 2^-127, that a side is at least. */
@@ -224,16 +234,6 @@ static BXS_NOINLINE size_t find_spans(const bxs_kept *kept, float low, float hig
     return n;
 }
 
-static uint32_t new_chunk(bxs_kept *kept, uint32_t next) {
-    const uint32_t index = kept->chunk_count++;
-    for (int i = 0; i < CHUNK; i++) {
-        kept->chunks[index].x[i] = NAN;
-    }
-    kept->links[index].used = 0;
-    kept->links[index].next = next;
-    return index;
-}
-
 /* Puts lane `from` of a chunk into the grid. */
 static void add_to_grid(bxs_kept *kept, const chunk *source, uint32_t from) {
     const float x1 = source->x1[from], x2 = source->x2[from];
@@ -270,6 +270,8 @@ static BXS_NOINLINE void move_to_grid(bxs_kept *kept, const class_list *list) {
     }
 }
 
+/* ---------------------------------------------------------------- visits */
+
 static inline void append(bxs_kept *kept, const visitor *v) {
     class_list *list = &kept->lists[v->class_index];
     if (list->last == NONE) {
@@ -304,6 +306,8 @@ size_t bxs_kept_visit(bxs_kept *kept, const bxs_pairs *pairs, uint64_t *keys, si
                       size_t room) {
     return BXS_AT_LEVEL(kept->level, visit)(kept, pairs, keys, n, room);
 }
+
+/* ---------------------------------------------------------------- bxs_nms */
 
 size_t bxs_nms_scratch_size(size_t n, uint32_t class_count) {
     /* a box needs less than 512 bytes */
