@@ -194,12 +194,16 @@ static inline void BXS_NAMED(gather_down)(const bxs_head *head, const bxs_candid
                                           BXS_NAMED(piece) piece, uint32_t width) {
     const bxs_model *model = head->model;
     const uint32_t rows = piece.vectors * (BXS_LANES / width);
+    const float stride = (float)model->mask_stride;
+    const float scale = model->coordinate_scales[candidate->level];
+    float down[4 * PIECE];
     for (uint32_t r = 0; r < rows; r++) {
         const uint32_t row = piece.y + r < piece.end ? piece.y + r : piece.end - 1;
-        const float centre = ((float)row + 0.5f) * (float)model->mask_stride;
-        const float down = (candidate->y - centre) / model->coordinate_scales[candidate->level];
+        down[r] = (candidate->y - ((float)(int32_t)row + 0.5f) * stride) / scale;
+    }
+    for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t l = 0; l < width; l++) {
-            head->down[r * width + l] = down;
+            head->down[r * width + l] = down[r];
         }
     }
 }
@@ -267,7 +271,19 @@ static const float *BXS_NAMED(layers)(const bxs_head *head, const bxs_mask_input
 /* Puts `rows` rows of `columns` logits, which lie `width` apart, into columns. */
 static inline void BXS_NAMED(turn)(const float *from, uint32_t width, uint32_t rows,
                                    uint32_t columns, float *to, size_t height) {
-    for (uint32_t c = 0; c < columns; c++) {
+    uint32_t c = 0;
+    for (; c + 4 <= columns; c += 4) {
+        uint32_t r = 0;
+        for (; r + 4 <= rows; r += 4) {
+            bxs_transpose_4(from + r * width + c, width, to + c * height + r, height);
+        }
+        for (; r < rows; r++) {
+            for (uint32_t l = c; l < c + 4; l++) {
+                to[l * height + r] = from[r * width + l];
+            }
+        }
+    }
+    for (; c < columns; c++) {
         for (uint32_t r = 0; r < rows; r++) {
             to[c * height + r] = from[r * width + c];
         }

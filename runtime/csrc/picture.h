@@ -2,6 +2,7 @@
 #ifndef BXS_PICTURE_H
 #define BXS_PICTURE_H
 
+#include "boxseg.h"
 #include "platform.h"
 
 #include <stddef.h>
@@ -18,5 +19,10 @@ static inline void bxs_carry_down(uint8_t *rect, size_t width, size_t rows, size
         }
     }
 }
+
+/* Draws a window of a mask as bytes 0 and 1, or as bits, in rows that lie `stride` bytes apart; all
+ * bytes of those rows are set. The window is a part of the frame. */
+bxs_status bxs_rle_draw(const char *text, size_t length, uint32_t height, uint32_t width,
+                        bxs_region window, int is_bits, uint8_t *out, size_t stride);
 
 #endif

@@ -5,6 +5,7 @@
 #include "arena.h"
 #include "boxseg.h"
 #include "grid.h"
+#include "picture.h"
 
 #include <string.h>
 
@@ -201,6 +202,13 @@ static lattice open_lattice(const bxs_region *region, void *scratch) {
     return l;
 }
 
+/* Within +-1e30; NaN is off. */
+static float limited(float value) {
+    const float limit = 1e30f;
+    value = value > -limit ? value : -limit;
+    return value < limit ? value : limit;
+}
+
 /* The surface at a place in cells; only the cells that it needs are touched. */
 static float value_at(const bxs_surface *surface, double u, double v) {
     const bxs_region *region = &surface->region;
@@ -212,17 +220,32 @@ static float value_at(const bxs_surface *surface, double u, double v) {
     const size_t below = down > 0.0f ? 1 : 0;
     const float value = bxs_mix(bxs_mix(left[0], right[0], across),
                                 bxs_mix(left[below], right[below], across), down);
-    const float limit = 1e30f;
-    return value > limit ? limit : value > 0.0f ? value : value > -limit ? value : -limit;
+    return limited(value);
 }
 
 static void fill_values(lattice *l, const bxs_surface *surface) {
+    const bxs_region *region = &surface->region;
+    const size_t rows = region->y1 - region->y0;
+    const int32_t last_x = l->x.n - 3, last_y = l->y.n - 3; /* of the cells; they start at 2 */
+    memset(l->is_seen, 0, (size_t)l->x.n * (size_t)l->y.n);
     for (int32_t y = 0; y < l->y.n; y++) {
-        for (int32_t x = 0; x < l->x.n; x++) {
-            const int is_border = x == 0 || y == 0 || x == l->x.n - 1 || y == l->y.n - 1;
-            l->values[lattice_index(l, x, y)] =
-                is_border ? -1.0f : value_at(surface, l->x.positions[x], l->y.positions[y]);
-            l->is_seen[lattice_index(l, x, y)] = 0;
+        float *row = l->values + lattice_index(l, 0, y);
+        const int on_edge = y < 2 || y > last_y;
+        row[0] = row[l->x.n - 1] = -1.0f;
+        if (y == 0 || y == l->y.n - 1) {
+            for (int32_t x = 1; x < l->x.n - 1; x++) {
+                row[x] = -1.0f;
+            }
+            continue;
+        }
+        for (int32_t x = 1; x < l->x.n - 1; x++) {
+            if (on_edge || x < 2 || x > last_x) {
+                row[x] = value_at(surface, l->x.positions[x], l->y.positions[y]);
+            } else {
+                const size_t column = (uint32_t)l->x.positions[x] - region->x0;
+                row[x] = limited(
+                    surface->logits[column * rows + (uint32_t)l->y.positions[y] - region->y0]);
+            }
         }
     }
 }
@@ -346,7 +369,8 @@ bxs_status bxs_rle_polygons(const char *text, size_t length, uint32_t height, ui
         (point_room > 0 && points == NULL) || (ring_room > 0 && ends == NULL)) {
         return BXS_ERROR_NULL;
     }
-    if (!region_is_valid(&box)) {
+    if (!region_is_valid(&box) || box.x1 > width || box.y1 > height || width > BXS_MAX_SIDE ||
+        height > BXS_MAX_SIDE) {
         return BXS_ERROR_SIZE;
     }
     if (scratch_size < bxs_rle_polygons_scratch_size(&box)) {
@@ -355,9 +379,10 @@ bxs_status bxs_rle_polygons(const char *text, size_t length, uint32_t height, ui
     const size_t stride = (size_t)(box.x1 - box.x0) + 2;
     const size_t rows = (size_t)(box.y1 - box.y0) + 2;
     uint8_t *pixels = (uint8_t *)scratch;
-    memset(pixels, 0, stride * rows);
-    bxs_status status = bxs_rle_paint(text, length, height, width, box, ON, pixels + stride + 1,
-                                      stride, stride * (rows - 1) - 1);
+    memset(pixels, 0, stride + 1);
+    memset(pixels + stride * (rows - 1), 0, stride);
+    bxs_status status =
+        bxs_rle_draw(text, length, height, width, box, 0, pixels + stride + 1, stride);
     if (status != BXS_OK) {
         return status;
     }
@@ -365,6 +390,9 @@ bxs_status bxs_rle_polygons(const char *text, size_t length, uint32_t height, ui
     for (size_t y = 1; y + 1 < rows; y++) {
         const uint8_t *row = pixels + y * stride;
         for (size_t x = 0; x + 1 < stride; x++) {
+            while (x + 9 < stride && memcmp(row + x, row + x + 1, 8) == 0) {
+                x += 8;
+            }
             if (row[x] == 0 && (row[x + 1] & ON) != 0) {
                 const crossing start = {(int32_t)x + 1, (int32_t)y, (int32_t)x, (int32_t)y};
                 pixel_ring(&to, pixels, stride, box, start);

@@ -169,9 +169,8 @@ static void mark(canvas *to, uint64_t first, uint64_t last) {
     }
 }
 
-/* Draws a window as bytes 0 and 1 or as bits. */
-static bxs_status draw(const char *text, size_t length, uint32_t height, uint32_t width,
-                       bxs_region window, int is_bits, uint8_t *out, size_t stride) {
+bxs_status bxs_rle_draw(const char *text, size_t length, uint32_t height, uint32_t width,
+                        bxs_region window, int is_bits, uint8_t *out, size_t stride) {
     const uint32_t rows = window.y1 - window.y0;
     memset(out, 0, rows * stride);
     canvas to = {out, stride, window, height, is_bits, UINT32_MAX, 0, UINT32_MAX, 0};
@@ -205,7 +204,7 @@ bxs_status bxs_rle_bytes(const char *text, size_t length, uint32_t height, uint3
     const size_t stride = window.x1 - window.x0;
     return room / stride < window.y1 - window.y0
                ? BXS_ERROR_ROOM
-               : draw(text, length, height, width, window, 0, out, stride);
+               : bxs_rle_draw(text, length, height, width, window, 0, out, stride);
 }
 
 bxs_status bxs_rle_bits(const char *text, size_t length, uint32_t height, uint32_t width,
@@ -219,7 +218,7 @@ bxs_status bxs_rle_bits(const char *text, size_t length, uint32_t height, uint32
     const size_t stride = ((size_t)(window.x1 - window.x0) + 7) / 8;
     return room / stride < window.y1 - window.y0
                ? BXS_ERROR_ROOM
-               : draw(text, length, height, width, window, 1, out, stride);
+               : bxs_rle_draw(text, length, height, width, window, 1, out, stride);
 }
 
 /* ---------------------------------------------------------------- label image */
@@ -254,9 +253,9 @@ static bxs_status draw_small(const bxs_text *mask, uint32_t height, uint32_t wid
         return BXS_ERROR_NULL;
     }
     bxs_status status = bxs_rle_measure(mask->text, mask->length, height, width, &area, box);
-    return status != BXS_OK || area == 0
-               ? status
-               : draw(mask->text, mask->length, height, width, *box, 0, scratch, box->x1 - box->x0);
+    return status != BXS_OK || area == 0 ? status
+                                         : bxs_rle_draw(mask->text, mask->length, height, width,
+                                                        *box, 0, scratch, box->x1 - box->x0);
 }
 
 /* The compiler makes vectors of these loops. */

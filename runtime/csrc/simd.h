@@ -44,6 +44,34 @@ BXS_VECTOR_TYPES(16);
 BXS_VECTOR_TYPES(32);
 BXS_VECTOR_TYPES(64);
 
+/* Lanes of two vectors by number, 0..3 of the first and 4..7 of the second. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define BXS_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define BXS_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (bxs_i32_16){i, j, k, l})
+#endif
+
+/* Writes the columns of 4 x 4 numbers as rows; `width` and `height` lie between two rows. */
+static inline void bxs_transpose_4(const float *from, size_t width, float *to, size_t height) {
+    bxs_f32_16 a, b, c, d;
+    memcpy(&a, from, sizeof a);
+    memcpy(&b, from + width, sizeof b);
+    memcpy(&c, from + 2 * width, sizeof c);
+    memcpy(&d, from + 3 * width, sizeof d);
+    const bxs_f32_16 ab_low = BXS_SHUFFLE(a, b, 0, 4, 1, 5);
+    const bxs_f32_16 ab_high = BXS_SHUFFLE(a, b, 2, 6, 3, 7);
+    const bxs_f32_16 cd_low = BXS_SHUFFLE(c, d, 0, 4, 1, 5);
+    const bxs_f32_16 cd_high = BXS_SHUFFLE(c, d, 2, 6, 3, 7);
+    a = BXS_SHUFFLE(ab_low, cd_low, 0, 1, 4, 5);
+    b = BXS_SHUFFLE(ab_low, cd_low, 2, 3, 6, 7);
+    c = BXS_SHUFFLE(ab_high, cd_high, 0, 1, 4, 5);
+    d = BXS_SHUFFLE(ab_high, cd_high, 2, 3, 6, 7);
+    memcpy(to, &a, sizeof a);
+    memcpy(to + height, &b, sizeof b);
+    memcpy(to + 2 * height, &c, sizeof c);
+    memcpy(to + 3 * height, &d, sizeof d);
+}
+
 /* What has no operator; a kernel calls it F32_MIN, F32_MAX, BITS,
  * F32_AT and U8_PUT.
  *   min   a < b ? a : b in each lane
