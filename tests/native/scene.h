@@ -119,35 +119,54 @@ static uint64_t scene_hash(const void *bytes, size_t size) {
     return hash;
 }
 
-/* The letterboxed frame's hash and every instance; `text` has TEXT_BYTES. */
+/* Hashes of the frame, taken for each format, as bytes and as floats. */
+static size_t scene_letterbox(const scene *of, char *text) {
+    static const uint8_t padding[3] = {124, 116, 104};
+    static const float mean[3] = {123.675f, 116.28f, 103.53f}, std[3] = {58.395f, 57.12f, 57.375f};
+    static const size_t pixel_bytes[5] = {3, 3, 1, 1, 2};
+    const size_t n = HEIGHT * WIDTH * 3;
+    size_t used = 0, size = bxs_letterbox_scratch_size(&of->map);
+    void *scratch = scene_room(size);
+    uint8_t *bytes = (uint8_t *)scene_room(n);
+    float *floats = (float *)scene_room(n * sizeof(float));
+    for (int format = BXS_RGB8; format <= BXS_YUYV; format++) {
+        bxs_frame frame;
+        memset(&frame, 0, sizeof frame);
+        frame.data = of->frame;
+        frame.size = FRAME_BYTES;
+        frame.row_stride = (FRAME_WIDTH + 1) * pixel_bytes[format];
+        if (format <= BXS_BGR8) {
+            frame.row_stride = FRAME_WIDTH * 3;
+        }
+        frame.height = FRAME_HEIGHT;
+        frame.width = FRAME_WIDTH;
+        frame.format = (bxs_pixel_format)format;
+        scene_require(
+            bxs_letterbox_rgb8(&frame, &of->map, padding, BXS_SIMD_BEST, scratch, size, bytes, n),
+            "letterbox");
+        scene_require(bxs_letterbox_f32(&frame, &of->map, padding, mean, std, BXS_SIMD_BEST,
+                                        scratch, size, floats, n),
+                      "letterbox of floats");
+        used += (size_t)snprintf(text + used, TEXT_BYTES - used, "%016" PRIx64 " %016" PRIx64 "\n",
+                                 scene_hash(bytes, n), scene_hash(floats, n * sizeof(float)));
+    }
+    free(scratch);
+    free(bytes);
+    free(floats);
+    return used;
+}
+
+/* The letterboxed frame's hashes and every instance; `text` has TEXT_BYTES. */
 static void scene_answer(const scene *of, char *text) {
     const bxs_model *model = &of->model;
-    static const uint8_t padding[3] = {124, 116, 104};
-    size_t used;
-
-    uint8_t input[HEIGHT * WIDTH * 3];
-    bxs_frame frame;
-    memset(&frame, 0, sizeof frame);
-    frame.data = of->frame;
-    frame.size = FRAME_BYTES;
-    frame.row_stride = FRAME_WIDTH * 3;
-    frame.height = FRAME_HEIGHT;
-    frame.width = FRAME_WIDTH;
-    frame.format = BXS_BGR8;
-    size_t size = bxs_letterbox_scratch_size(&of->map);
-    void *scratch = scene_room(size);
-    scene_require(bxs_letterbox_rgb8(&frame, &of->map, padding, BXS_SIMD_BEST, scratch, size, input,
-                                     sizeof input),
-                  "letterbox");
-    used = (size_t)snprintf(text, TEXT_BYTES, "%016" PRIx64 "\n", scene_hash(input, sizeof input));
-    free(scratch);
+    size_t used = scene_letterbox(of, text);
 
     const bxs_dense dense = {of->class_logits, of->quality_logits, of->boxes, of->locations};
     bxs_candidate kept[64];
     bxs_instance instances[64];
     size_t n, found, text_size;
-    size = bxs_select_scratch_size(model);
-    scratch = scene_room(size);
+    size_t size = bxs_select_scratch_size(model);
+    void *scratch = scene_room(size);
     scene_require(bxs_select_dense(model, &dense, &of->map, NULL, scratch, size, kept, 64, &n),
                   "select");
     free(scratch);
