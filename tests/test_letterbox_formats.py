@@ -59,7 +59,7 @@ def _sizes() -> list[tuple[int, int, int, int]]:
     random = [tuple(rng.integers(1, 200, 4).tolist()) for _ in range(25)]
     chosen = [(1, 1, 64, 64), (2, 3, 5, 40), (60, 80, 30, 40), (64, 66, 32, 33), (37, 53, 37, 53)]
     chosen += [(90, 2, 45, 1), (96, 320, 32, 107), (8, 1000, 4, 9), (300, 17, 64, 64)]
-    return [*random, *chosen]  # type: ignore[list-item]
+    return [*random, *chosen]
 
 
 @pytest.mark.parametrize("simd", LEVELS)
@@ -115,7 +115,7 @@ def _rgb(luma: Bytes, u: Bytes, v: Bytes, rule: int) -> NDArray[np.float64]:
     return np.clip(np.stack([y + cr, green, y + cb], axis=-1), 0, 255)
 
 
-def _planes(frame: Bytes, pixel_format: int, height: int, width: int) -> tuple[Bytes, ...]:
+def _planes(frame: Bytes, pixel_format: int, height: int, width: int) -> tuple[Bytes, Bytes, Bytes]:
     """Luma, U and V at every pixel."""
     rows, columns = np.arange(height), np.arange(width)
     if pixel_format == NV12:
