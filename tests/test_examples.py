@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from deployed import dense_outputs, describe, write_onnx, write_openvino
 from PIL import Image
-from tools import RUNTIME, require, run
+from tools import RUNTIME, miss, require, run
 
 from boxseg.runtime import Detections, Segmenter
 
@@ -102,7 +102,7 @@ def test_other_image_files_are_read_where_their_library_was_found(
 ) -> None:
     library = {"png": "PNG", "jpg": "JPEG"}[kind]
     if f"HAVE_{library}" not in (programs / "CMakeFiles/common.dir/flags.make").read_text():
-        pytest.skip(f"needs Debian package lib{library.lower()}-dev")
+        miss(f"lib{library.lower()}", f"lib{library.lower()}-dev")
     image = tmp_path / f"picture.{kind}"
     Image.open(picture).save(image)
     run(programs / "openvino_cpp", xml, image, tmp_path / "o.png", tmp_path / "o.json", "0.3")

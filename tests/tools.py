@@ -27,14 +27,19 @@ NATIVE = Path(__file__).parent / "native"
 SOURCES = sorted(path for path in (RUNTIME / "csrc").glob("*.c") if path.name != "native.c")
 
 
+def miss(what: str, package: str) -> None:
+    """Skip the test for want of a Debian package; fail it where BOXSEG_REQUIRE_TOOLS is set."""
+    message = f"needs {what} (Debian package {package})"
+    if os.environ.get("BOXSEG_REQUIRE_TOOLS"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
 def require(*programs: str) -> None:
-    """Skip the test where a program is missing; fail it where BOXSEG_REQUIRE_TOOLS is set."""
+    """Miss the first of the programs that is not here."""
     for program in programs:
         if shutil.which(program) is None:
-            message = f"needs {program} (Debian package {PACKAGES[program]})"
-            if os.environ.get("BOXSEG_REQUIRE_TOOLS"):
-                pytest.fail(message)
-            pytest.skip(message)
+            miss(program, PACKAGES[program])
 
 
 def run(*command: str | Path, **options: object) -> str:
