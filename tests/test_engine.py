@@ -7,9 +7,11 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -156,6 +158,26 @@ def run(recipe: Recipe, settings: RunSettings, *, stop_after: int | None = None)
         reports.step = step  # type: ignore[method-assign]  # presses Ctrl-C
     engine.fit(reports)
     return engine
+
+
+def test_a_kept_traceback_does_not_keep_loader_processes(data: Path, tmp_path: Path) -> None:
+    # a process that ends with a loader process that does not hear SIGTERM waits for it for ever
+    kept: list[FrameType] = []
+    engine = Engine(recipe_with("data.workers=1"), settings_for(data, tmp_path / "run"))
+    engine.start_folder()
+    reports = quiet_reports(engine)
+    told = reports.step
+
+    def step(report: StepReport) -> None:
+        told(report)
+        kept.append(sys._getframe())
+
+    reports.step = step  # type: ignore[method-assign]  # keeps what a traceback keeps
+    engine.fit(reports)
+    assert kept
+    for process in multiprocessing.active_children():
+        process.join(timeout=20)
+    assert multiprocessing.active_children() == []
 
 
 # --- the order of the data ------------------------------------------------------------------------

@@ -7,9 +7,11 @@ between two optimizer steps: whoever stops the run there loses nothing, and the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -119,6 +121,23 @@ def data_identity(images: CocoBoxes, annotation_file: Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------
 # The step
+
+
+@contextlib.contextmanager
+def _batches(loader: DataLoader[Sample | Unreadable]) -> Iterator[Iterator[Any]]:
+    """Iterate over a loader, and end its processes whatever happens.
+
+    Left to the garbage collector they may outlive the run: a kept traceback holds the iterator, and
+    Python then waits at exit, for ever, for children that do not hear SIGTERM.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # there is no public name
+            for process in multiprocessing.active_children():
+                process.kill()
 
 
 class StepInput:
@@ -556,18 +575,18 @@ class Engine:
 
     def _train(self, reports: Reports) -> None:
         """Make all steps that are left."""
-        batches = iter(self._loader())
-        while self.step < self.recipe.schedule.max_iters:
-            self._one_step(batches, reports)
-            if self._asked_to_stop():
-                self.save()
-                raise RunInterruptedError(self.step)
-            if self._validation_due():
-                self.save()
-                self._validate(reports)
-                self._train_mode()
-            elif self.epoch_of(self.step) != self.epoch_of(self.step - 1):
-                self.save()
+        with _batches(self._loader()) as batches:
+            while self.step < self.recipe.schedule.max_iters:
+                self._one_step(batches, reports)
+                if self._asked_to_stop():
+                    self.save()
+                    raise RunInterruptedError(self.step)
+                if self._validation_due():
+                    self.save()
+                    self._validate(reports)
+                    self._train_mode()
+                elif self.epoch_of(self.step) != self.epoch_of(self.step - 1):
+                    self.save()
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked to stop."""
