@@ -135,7 +135,7 @@ def _batches(loader: DataLoader[Sample | Unreadable]) -> Iterator[Iterator[Any]]
         yield batches
     finally:
         if loader.num_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # there is no public name
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  no public name
             for process in multiprocessing.active_children():
                 process.kill()
 
