@@ -6,7 +6,6 @@ B images, H x W pixels; C3, C4, C5 have strides 8, 16, 32 and P3..P7 strides 8..
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -86,8 +85,8 @@ def _classifier(name: BackboneName, weights: str | None) -> nn.Module:
     network = torchvision.models.get_model(name, weights=None)
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, TypeError, AttributeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # unpickling foreign bytes raises nearly everything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileMismatchError(
             f"{path} is not a state_dict of torchvision's {name}: {reason}"
         ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def read_payload(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, so it was not loaded; "
             "boxseg reads files that boxseg train wrote"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # unpickling foreign bytes raises nearly everything
         raise FileMismatchError(f"{path} is damaged or not a model file") from error
     found = payload.get("format") if isinstance(payload, dict) else None
     if found not in (MODEL_FORMAT, TRAINER_FORMAT):
@@ -130,7 +129,10 @@ def read_model_payload(path: Path) -> dict[str, Any]:
         model = payload.get("model")
         if not isinstance(model, dict) or model.get("format") != MODEL_FORMAT:
             raise FileMismatchError(f"{file} holds no model")
-        return model
+        payload = model
+    for key, kind in (("config", dict), ("state_dict", dict), ("metadata", dict), ("weights", str)):
+        if not isinstance(payload.get(key), kind):
+            raise FileMismatchError(f"{file} is incomplete: it holds no {key}")
     return payload
 
 

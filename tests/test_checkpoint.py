@@ -29,6 +29,13 @@ def student() -> Student:
     )
 
 
+COMPLETE: dict[str, Any] = {"format": "boxseg-model", "version": 1, "weights": "student"} | {
+    "config": {},
+    "state_dict": {},
+    "metadata": {},
+}
+
+
 class Payload:
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.system, ("touch hostile",))
@@ -71,7 +78,9 @@ def test_a_hostile_file_is_refused_and_not_run(
     [
         ({"model": {}}, "is not a boxseg model file"),
         ({"format": "boxseg-model", "version": 9}, "has format version 9, this boxseg reads 1"),
-        ({"format": "boxseg-model", "version": 1}, "config and weights do not fit"),
+        ({"format": "boxseg-model", "version": 1}, "is incomplete: it holds no config"),
+        (COMPLETE | {"weights": None}, "is incomplete: it holds no weights"),
+        (COMPLETE, "config and weights do not fit"),
         ({"format": "boxseg-trainer", "version": 1}, "holds no model"),
         ([1, 2], "is not a boxseg model file"),
     ],
@@ -87,6 +96,13 @@ def test_weights_of_another_network_are_refused(student: Student, tmp_path: Path
     payload["state_dict"].pop("head.level_scales")
     torch.save(payload, tmp_path / "best.pt")
     with pytest.raises(FileMismatchError, match="config and weights do not fit"):
+        load_model(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("content", [b"\x80\x02.", b"0", b"PK\x03\x04", b"hello", bytes(64)])
+def test_bytes_that_are_no_model_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(FileMismatchError, match=r"best\.pt"):
         load_model(tmp_path / "best.pt")
 
 
