@@ -453,7 +453,9 @@ def _annotated_files(annotation_file: Path) -> list[Path]:
     try:
         images = json.loads(annotation_file.read_text(encoding="utf-8"))["images"]
         return [annotation_file.parent / str(entry["file_name"]) for entry in images]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"{annotation_file}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise DataError(f"{annotation_file} is not a COCO file: {error!r}") from error
 
 

@@ -230,7 +230,7 @@ def load_truth(annotation_file: str | Path) -> _Truth:
         if (
             not isinstance(box, list)
             or len(box) != 4
-            or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+            or not all(isinstance(v, (int, float)) and -1e9 < v < 1e9 for v in box)
         ):
             raise DataError(f"{where} has bbox {box!r}; expected four numbers x, y, width, height")
         if box[2] <= 0 or box[3] <= 0:
@@ -307,11 +307,12 @@ def encode_mask(
         return Rle(size=[height, width], counts=counts)
     if isinstance(segmentation, list):
         polygons = []
+        reach = 10 * (height + width)  # pycocotools walks along every edge
         for polygon in segmentation:
             if (
                 not isinstance(polygon, list)
                 or len(polygon) % 2
-                or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in polygon)
+                or not all(isinstance(v, (int, float)) and -reach < v < reach for v in polygon)
             ):
                 raise DataError(f"{where} has a damaged polygon; expected x, y, x, y, ...")
             if len(polygon) >= 6:

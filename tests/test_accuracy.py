@@ -332,6 +332,9 @@ def test_a_class_unknown_to_the_model_counts_as_missed(tmp_path: Path) -> None:
         ({"segmentation": {"size": [120, 200], "counts": "oo"}}, "damaged mask"),
         ({"segmentation": {"size": [120, 200]}}, "without counts"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "damaged polygon"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e9]]}, "damaged polygon"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "damaged polygon"),
+        ({"bbox": [0, 0, 10**400, 5]}, "expected four numbers"),
         ({"segmentation": "no"}, "segmentation of type str"),
     ],
 )

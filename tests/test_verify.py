@@ -270,7 +270,10 @@ def test_real_images_are_spread_over_the_validation_file(tmp_path: Path) -> None
     assert list(real_samples(tmp_path / "images" / "5.png").frames) == ["5.png"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": [{}]}', '{"images": []}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"images": [{}]}', '{"images": []}', pytest.param("[" * 99_999, id="deep")],
+)
 def test_data_without_usable_images_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "val.json").write_text(content)
     with pytest.raises(DataError, match=str(tmp_path)):
