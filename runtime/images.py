@@ -42,6 +42,14 @@ _ORIENTATION_TAG = 0x0112
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path names a file; False too for a name that the system refuses, as too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _sixteen_to_eight(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Scale 0..65535 to 0..255 by value / 257, rounded to nearest."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -100,8 +108,12 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         DataError: if the file is missing, truncated, no image, or larger than `PIXEL_LIMIT`.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not an image file" if path.is_dir() else "no such image file"
+    try:
+        file, folder = path.is_file(), path.is_dir()
+    except OSError as error:  # of a name that is too long
+        raise DataError(f"{path}: no such image file ({error.strerror})") from None
+    if not file:
+        what = "is a folder, not an image file" if folder else "no such image file"
         raise DataError(f"{path}: {what}")
     try:
         with warnings.catch_warnings():

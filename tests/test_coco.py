@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from boxseg.errors import DataError
+from boxseg.train import coco
 from boxseg.train.coco import CocoBoxes, image_size, parse_annotation_file, read_depth
 from boxseg.train.transforms import Geometry, collate
 
@@ -218,6 +219,14 @@ def test_a_size_that_is_not_the_files_drops_the_image(folder: Path) -> None:
     assert images.image_ids.tolist() == [10]
     with pytest.raises(DataError, match=r"is 32 x 48, the json says 32 x 47 \(image 20\)"):
         open_set(folder, values, strict=True)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coco, "PIXEL_LIMIT", 32 * 48 - 1)
+    with pytest.raises(DataError, match="32 x 48 pixels; the limit is 1535 pixels"):
+        image_size(folder / "images" / "a.jpg")
 
 
 def test_a_size_that_is_not_stated_is_read_from_the_file(folder: Path) -> None:

@@ -152,6 +152,13 @@ def test_missing_and_truncated_images_take_their_boxes_along(folder: Path) -> No
     assert "2 annotations belong to images named above" in report.remarks
 
 
+def test_a_file_name_that_no_system_takes_is_a_missing_image(folder: Path) -> None:
+    values = content()
+    values["images"][0]["file_name"] = "long" * 100 + ".jpg"
+    ((kind, _),) = found(check(folder, values))
+    assert kind == "missing image"
+
+
 def test_a_truncated_jpeg_is_found(folder: Path) -> None:
     whole = (folder / "c.jpg").read_bytes()
     (folder / "c.jpg").write_bytes(whole[:-200])
@@ -328,6 +335,7 @@ def test_the_command_passes_a_sound_file(folder: Path) -> None:
     )
     assert result.exit_code == 0
     assert "3 images, 2 annotations, no defects" in result.output
+    assert result.stderr == ""
 
 
 def test_the_checked_file_is_not_overwritten(folder: Path) -> None:

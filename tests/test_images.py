@@ -98,6 +98,7 @@ def test_float_pixels_are_refused(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("missing.png", None, "no such image file"),
+        ("long" * 100 + ".png", None, r"no such image file \(File name too long\)"),
         ("text.jpg", b"hello", "not an image"),
         ("empty.png", b"", "not an image"),
     ],

@@ -184,6 +184,15 @@ def test_broken_annotations_are_one_line(
     assert error.count("\n") == 1
 
 
+def test_boxes_too_small_to_learn_from_are_not_taken_for_background(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "reds" / "train.json"
+    file.write_text(file.read_text().replace("[10, 12, 30, 40]", "[10, 12, 1, 1]"))
+    assert boxseg_train() == 3
+    assert "no box is left to learn from; dropped: 3 boxes under 2 px" in capsys.readouterr().err
+
+
 def test_a_validation_file_that_cannot_be_scored_is_refused_before_training(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,7 +200,8 @@ def test_a_validation_file_that_cannot_be_scored_is_refused_before_training(
     whole = file.read_text()
     for content, message in (
         ("{", "not JSON"),
-        (whole.replace("2.png", "9.png"), "image 2: there is no file reds/9.png"),
+        (whole.replace("2.png", "9.png"), "image 2: reds/9.png: no such image file"),
+        (whole.replace('"height": ', '"height": 1'), "image 0 (0.png) is 64 x 64 pixels"),
         (whole.replace('"red"', '"blue"'), "shares no class with train.json: blue; red"),
     ):
         file.write_text(content)

@@ -6,6 +6,7 @@ parsed, unless the recipe asks for them.
 """
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 
 from boxseg.errors import DataError
 from boxseg.runtime.accuracy import Rle, encode_mask
-from boxseg.runtime.images import read_image
+from boxseg.runtime.images import PIXEL_LIMIT, is_file, read_image
 from boxseg.train.transforms import AnnotatedImage, Geometry, Sample
 
 SMALLEST_SIDE = 2.0
@@ -102,16 +103,22 @@ def image_size(path: str | Path) -> tuple[int, int]:
         DataError: The file is missing, no image, or damaged.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path}: no such image file")
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            exact = image.format == "PNG"
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-        if exact:
-            with Image.open(path) as image:  # verifying must come before all other reading
-                image.verify()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of sizes and tags that are judged here
+            with Image.open(path) as image:
+                width, height = image.size
+                exact = image.format == "PNG"
+                turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
+            if width * height > PIXEL_LIMIT:
+                raise DataError(
+                    f"{path}: {height} x {width} pixels; the limit is {PIXEL_LIMIT} pixels"
+                )
+            if exact:
+                with Image.open(path) as image:  # verifying must come before all other reading
+                    image.verify()
         if not exact and not _ends_as_jpeg(path):
             height, width = read_image(path).shape[:2]
             turned = False
@@ -141,7 +148,7 @@ def read_depth(path: str | Path) -> NDArray[np.float32]:
         DataError: The file is missing, damaged, or not grey.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path}: no such depth map")
     try:
         with Image.open(path) as image:
@@ -351,7 +358,7 @@ class CocoBoxes(Dataset[Sample]):
                 raise DataError(f"{where}: image id {identifier} is used twice")
             self._all_ids.add(identifier)
             file = self._root / name
-            if not file.is_file():
+            if not is_file(file):
                 self._drop(MISSING_IMAGE, f"{file}: no such image file (image {identifier})")
                 continue
             try:
@@ -370,7 +377,7 @@ class CocoBoxes(Dataset[Sample]):
             depth = ""
             if self._with_depth:
                 depth = str(entry.get("depth_file_name") or "")
-                if not depth or not (self._root / depth).is_file():
+                if not depth or not is_file(self._root / depth):
                     self._drop(
                         MISSING_DEPTH,
                         f"{self._root / depth if depth else name}: no depth map "

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from boxseg.errors import DataError
 from boxseg.runtime.accuracy import encode_mask
-from boxseg.runtime.images import read_image
+from boxseg.runtime.images import is_file, read_image
 from boxseg.train.coco import SMALLEST_SIDE, is_box, parse_annotation_file, read_depth
 
 EDGE_TOLERANCE = 0.5
@@ -220,7 +220,7 @@ class _Walk:
             if not isinstance(name, str) or not name:
                 return f"missing image: file_name must be a text, got {name!r:.40}"
             file = self.root / name
-            if not file.is_file():
+            if not is_file(file):
                 return f"missing image: no such file {file}"
             try:
                 height, width = read_image(file).shape[:2]

@@ -58,7 +58,9 @@ def scenes(out: Path, images: int, val: int | None, seed: int, size: tuple[int, 
     val_images = max(1, images // 5) if val is None else val
     steps = write_scenes(out, images=images, seed=seed, val_images=val_images, size=size)
     last: deque[Difficulty] = deque(maxlen=1)
-    with click.progressbar(steps, length=images + val_images, label="scenes") as bar:
+    with click.progressbar(
+        steps, length=images + val_images, label="scenes", hidden=not sys.stdout.isatty()
+    ) as bar:
         last.extend(bar)
     difficulty = last.pop()
     click.echo(
@@ -114,7 +116,9 @@ def check(file: Path, images: Path | None, flip: str, fix: Path | None) -> None:
     """
     if fix is not None and fix.exists() and file.exists() and fix.samefile(file):
         raise click.BadParameter(f"{fix} is FILE itself; name another file", param_hint="--fix")
-    with click.progressbar(length=0, label="images", file=sys.stderr) as bar:
+    with click.progressbar(
+        length=0, label="images", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.length = total

@@ -34,7 +34,7 @@ from boxseg.inference import TorchBackend
 from boxseg.runtime.accuracy import Accuracy, evaluate, load_truth
 from boxseg.runtime.segmenter import Segmenter
 from boxseg.student import DensePredictions, Student
-from boxseg.train.coco import CocoBoxes
+from boxseg.train.coco import CocoBoxes, image_size
 from boxseg.train.criterion import Criterion, StepContext, build_criterion
 from boxseg.train.data_order import (
     KeyedSamples,
@@ -415,7 +415,7 @@ class Engine:
 
     def _open_data(self) -> CocoBoxes:
         data = self.recipe.data
-        return CocoBoxes(
+        images = CocoBoxes(
             self.settings.data / TRAIN_JSON,
             self.settings.data,
             transform=Geometry(
@@ -429,6 +429,13 @@ class Engine:
             with_masks=self.recipe.uses_masks,
             strict=self.settings.strict,
         )
+        if not images.num_boxes:
+            dropped = ", ".join(f"{count} {reason}" for reason, count in images.dropped.items())
+            raise DataError(
+                f"{self.settings.data / TRAIN_JSON}: no box is left to learn from"
+                + (f"; dropped: {dropped}" if dropped else "")
+            )
+        return images
 
     def _check_validation(self) -> Path | None:
         """Find out now, not at the first validation, whether val.json can be scored.
@@ -437,7 +444,7 @@ class Engine:
             The file, or None if there is none.
 
         Raises:
-            DataError: if it cannot be scored, lists missing images, or shares no class.
+            DataError: if it cannot be scored, lists missing or damaged images, or shares no class.
             BackendMissingError: if pycocotools is not installed.
         """
         path = self.settings.data / VALIDATION_JSON
@@ -449,10 +456,15 @@ class Engine:
             )
         truth = load_truth(path)
         for image in truth.images[: self.recipe.validation.max_images]:
-            if not (self.settings.data / image["file_name"]).is_file():
+            try:
+                size = image_size(self.settings.data / image["file_name"])
+            except DataError as error:
+                raise DataError(f"{path}: image {image['id']}: {error}") from None
+            stated = image.get("height", size[0]), image.get("width", size[1])
+            if stated != size:
                 raise DataError(
-                    f"{path}: image {image['id']}: there is no file "
-                    f"{self.settings.data / image['file_name']}"
+                    f"{path}: image {image['id']} ({image['file_name']}) is {size[0]} x {size[1]} "
+                    f"pixels (height x width), the file says {stated[0]} x {stated[1]}"
                 )
         if not set(truth.categories.values()) & set(self.images.classes):
             raise DataError(
