@@ -6,6 +6,7 @@ answers with the install command. Exit codes are listed in `boxseg.errors`.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -238,7 +239,10 @@ def explain(error: BaseException, extra: str = "all") -> tuple[str, int]:
         return f"not readable as text or JSON: {error}", DataError.exit_code
     if isinstance(error, ValueError):
         return _validation_message(error), click.UsageError.exit_code
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+    wrong_path = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, OSError) and (
+        isinstance(error, wrong_path) or error.errno == errno.ENAMETOOLONG
+    ):
         return _os_message(error), click.UsageError.exit_code
     if isinstance(error, OSError):
         return _os_message(error), BoxSegError.exit_code

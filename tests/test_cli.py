@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -89,6 +90,7 @@ def test_wrong_words_exit_2_in_one_line(
         (ValueError("model.imgsz must be at least 32, got 8"), 2, "model.imgsz must be"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (FileNotFoundError(2, "No such file", "x.json"), 2, "x.json: No such file"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "xxx"), 2, "xxx: File name too long"),
         (PermissionError(13, "Permission denied", "/out"), 1, "/out: Permission denied"),
         (ModuleNotFoundError("no", name="openvino"), 4, "pip install 'boxseg[openvino]'"),
         (RuntimeError("shape"), 1, "internal: RuntimeError: shape"),

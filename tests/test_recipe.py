@@ -112,6 +112,7 @@ def test_null_removes_a_term_and_braces_add_one() -> None:
         ("schedule.milestones=[0.9, 0.7]", r"schedule\.milestones must be rising"),
         ("model.imgsz=[300, 640]", r"model\.imgsz must be multiples of 32"),
         ("model.backbone=vgg", r"model\.backbone: .*'resnet50'.*got 'vgg'"),
+        ("data.classes=[]", r"data\.classes: .* at least 1"),
         ("data.flip=sideways", r"data\.flip must be off, on or"),
         ("data.short_sides=[2000]", r"data\.short_sides must lie between 32 and data\.long_side"),
         ("data.batch_size=0", r"data\.batch_size: .*got 0"),

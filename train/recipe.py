@@ -124,7 +124,7 @@ class DataRecipe(_Section):
     workers: int = Field(default=2, ge=0)
     """Loader processes per device, at most one per core; 0 loads in the training process. Never
     changes the numbers."""
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Train on these classes only, in this order; null takes all classes of the file."""
 
     @model_validator(mode="after")
