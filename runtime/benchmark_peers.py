@@ -473,7 +473,8 @@ def head_peers(peers: Peers, inputs: HeadInputs) -> list[Contender]:
     """Offer the mask head of all instances on the whole grid; answers are (K, 1, h w)."""
     found: list[Contender] = []
     if (onnx := peers("onnx")) is None:
-        peers("onnxruntime"), peers("openvino")
+        for name in ("onnxruntime", "openvino"):
+            peers(name)  # notes what is missing
         return found
     model = _head_graph(onnx, inputs)
     feed = inputs.feed()

@@ -205,9 +205,16 @@ def run_case(case: Case, *, seconds: float) -> tuple[list[Row], dict[str, Times]
     rows = []
     for level in case.ours:
         blank = Row(
-            case.part, f"{case.name}, {level}", times[f"{OURS} {level}"].median, *(None,) * 5,
-            case.exact(level),
-        )  # fmt: skip
+            part=case.part,
+            case=f"{case.name}, {level}",
+            ours_us=times[f"{OURS} {level}"].median,
+            peer=None,
+            peer_us=None,
+            ratio=None,
+            floor=None,
+            goal=None,
+            exact=case.exact(level),
+        )
         if case.limits_us is not None:
             floor, goal = case.limits_us
             rows.append(replace(blank, part=f"{case.part} (us)", floor=floor, goal=goal))

@@ -64,7 +64,8 @@ def peer_step(engine: Engine, batch: Batch) -> Callable[[], None]:
         num_classes=len(engine.images.classes),
         min_size=min(height, width),
         max_size=max(height, width),
-    ).to(device, memory_format=torch.channels_last)
+    ).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     images = [image.float() / 255 for image in batch.images.to(device)]
