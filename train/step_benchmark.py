@@ -65,7 +65,7 @@ def peer_step(engine: Engine, batch: Batch) -> Callable[[], None]:
         min_size=min(height, width),
         max_size=max(height, width),
     ).to(device)
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     images = [image.float() / 255 for image in batch.images.to(device)]
