@@ -132,7 +132,7 @@ int main(void) {
                                  .format = BXS_BGR8};
         const uint8_t padding[3] = {124, 116, 104};
         check(bxs_letterbox_fit(height, width, INPUT, INPUT, &map));
-        check(bxs_letterbox_rgb8(&image, &map, padding, box_scratch, box_size, input,
+        check(bxs_letterbox_rgb8(&image, &map, padding, BXS_SIMD_BEST, box_scratch, box_size, input,
                                  (size_t)INPUT * INPUT * 3));
         const bxs_dense dense = {logits, quality, boxes, locations};
         const bxs_mask_inputs inputs = {values, locations, 1, locations, features, rows, rows};
