@@ -421,8 +421,9 @@ def test_an_image_that_goes_bad_during_the_run_is_one_line(tmp_path: Path) -> No
         file.write_bytes(whole)
 
 
-# torch leaves the file of a tensor that was half sent to the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# when a loader vanishes, torch opens temporary files to see whether descriptors ran out, and never
+# closes them
+@pytest.mark.filterwarnings("ignore:unclosed file <_io.BufferedRandom:ResourceWarning")
 def test_a_loader_process_that_dies_is_one_line(data: Path, tmp_path: Path) -> None:
     engine = Engine(
         recipe_with("data.workers=1", "schedule.max_iters=1000"),
