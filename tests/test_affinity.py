@@ -1,4 +1,4 @@
-"""Colour similarity: numbers by hand and those of the reference (vectors.npz)."""
+"""Colour and depth similarity: numbers by hand and those of the reference (vectors.npz)."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from boxseg.train.affinity import (
     NEIGHBOURS,
     colour_similarity,
+    depth_similarity,
     directed_edges,
     mean_colour,
     rgb_to_lab,
@@ -50,6 +51,27 @@ def test_similarity_of_two_greys_is_known_by_hand() -> None:
     right = NEIGHBOURS.index((0, 2))
     assert math.isclose(found[0, right, 0, 0].item(), math.exp(-1), rel_tol=1e-6)
     assert found.sum().item() == 2 * found[0, right, 0, 0].item()
+
+
+def test_depth_similarity_is_known_by_hand_and_may_point_one_way() -> None:
+    # rows of depth 10, 10, 12: |dD| of columns 0 and 2 is 2, exp(-1); column 2 is invalid, so
+    # only the way from it to column 0 counts; column 1 has no neighbour two columns away
+    depth = torch.tensor([[[10.0, 10.0, 12.0]]])
+    valid = torch.tensor([[[True, True, False]]])
+    found = depth_similarity(depth, valid)
+    left = NEIGHBOURS.index((0, -2))
+    assert found.shape == (1, 8, 1, 3)
+    assert math.isclose(found[0, left, 0, 2].item(), math.exp(-1), rel_tol=1e-6)
+    assert found.count_nonzero().item() == 1
+
+
+def test_a_depth_step_of_two_ln_two_grey_levels_has_similarity_one_half() -> None:
+    depth = torch.zeros(1, 3, 1)
+    depth[0, 2] = 2 * math.log(2)
+    found = depth_similarity(depth, torch.ones(1, 3, 1, dtype=torch.bool))
+    below = NEIGHBOURS.index((2, 0))
+    assert math.isclose(found[0, below, 0, 0].item(), 0.5, rel_tol=1e-6)
+    assert not depth_similarity(depth[:0], torch.ones(0, 3, 1, dtype=torch.bool)).numel()
 
 
 def test_both_ends_of_an_edge_are_told_apart() -> None:

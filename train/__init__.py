@@ -9,7 +9,7 @@ data_check.py      every defect of an annotation file in one pass
 transforms.py      scale and flip; batches
 data_order.py      which images an optimizer step sees
 assigner.py        which locations learn which object
-affinity.py        which neighbouring pixels look alike
+affinity.py        which neighbouring pixels look alike, by colour or by depth
 losses.py          pure functions
 criterion.py       the terms that a recipe lists
 engine.py          the loop: step, validation, saving, resuming

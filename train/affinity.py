@@ -1,4 +1,4 @@
-"""Colour similarity of neighbouring cells.
+"""Colour and depth similarity of neighbouring cells.
 
 B images, h x w cells of the stride-4 grid, 8 neighbours in row-major order without the centre.
 """
@@ -82,6 +82,17 @@ def valid_cells(sizes: Tensor, height: int, width: int, removed_rows: Tensor) ->
     return rows[:, :, None] & columns[:, None, :]
 
 
+def _similarity(values: Tensor, valid: Tensor) -> Tensor:
+    """Return exp(-0.5 Euclidean distance) of (B, C, h, w) towards the neighbours, (B, 8, h, w)."""
+    similarity = values.new_zeros((values.shape[0], len(NEIGHBOURS), *values.shape[-2:]))
+    for number, offset in enumerate(NEIGHBOURS):
+        here, there = shifted_pair(values, offset)
+        target, _ = shifted_pair(similarity[:, number], offset)
+        distance = (here - there).square().sum(dim=1).sqrt()
+        target.copy_(torch.exp(-0.5 * distance) * shifted_pair(valid, offset)[1])
+    return similarity
+
+
 def colour_similarity(lab: Tensor, valid: Tensor) -> Tensor:
     """Return exp(-0.5 distance) between each cell and its 8 neighbours.
 
@@ -94,13 +105,23 @@ def colour_similarity(lab: Tensor, valid: Tensor) -> Tensor:
     Returns:
         In [0, 1], 0 towards invalid neighbours and across the border, (B, 8, h, w).
     """
-    similarity = lab.new_zeros((lab.shape[0], len(NEIGHBOURS), *lab.shape[-2:]))
-    for number, offset in enumerate(NEIGHBOURS):
-        here, there = shifted_pair(lab, offset)
-        target, _ = shifted_pair(similarity[:, number], offset)
-        distance = (here - there).square().sum(dim=1).sqrt()
-        target.copy_(torch.exp(-0.5 * distance) * shifted_pair(valid, offset)[1])
-    return similarity
+    return _similarity(lab, valid)
+
+
+def depth_similarity(depth: Tensor, valid: Tensor) -> Tensor:
+    """Return exp(-0.5 |dD|) between each cell and its 8 neighbours.
+
+    Pairs as in `colour_similarity`. In grey levels a similarity of at least 0.5 means a step of
+    at most 2 ln 2 = 1.386.
+
+    Args:
+        depth: Inverse depth of every cell, float32, 0..255, larger is nearer, (B, h, w).
+        valid: Cells that may be a neighbour, bool, (B, h, w).
+
+    Returns:
+        In [0, 1], 0 towards invalid neighbours and across the border, (B, 8, h, w).
+    """
+    return _similarity(depth[:, None], valid)
 
 
 def directed_edges(similarity: Tensor, threshold: float) -> Tensor:
