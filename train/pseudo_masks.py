@@ -26,6 +26,8 @@ class PseudoMasks:
     image."""
     counted: list[Tensor] | None = None
     """Cells that the loss counts, bool, one (n, h, w) per image; None counts all."""
+    pasted: list[Tensor] | None = None
+    """Objects that copy-paste put there, bool, one (n,) per image; None before copy-paste."""
 
 
 class PseudoMaskMaker(Protocol):
