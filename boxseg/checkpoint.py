@@ -19,6 +19,9 @@ MODEL_FORMAT = "boxseg-model"
 TRAINER_FORMAT = "boxseg-trainer"
 FORMAT_VERSION = 1
 
+TRAINER_FILE = "trainer.pt"
+"""Everything that a run needs to go on; has both sets of weights where there is a teacher."""
+
 RUN_FILES = ("best.pt", "last.pt")
 """Model files of a run folder, in the order in which they are taken."""
 
@@ -117,32 +120,60 @@ def model_file(path: Path) -> Path:
     return path
 
 
-def read_model_payload(path: Path) -> dict[str, Any]:
+def read_model_payload(path: Path, weights: str | None = None) -> dict[str, Any]:
     """Return the model payload of a run folder, a model file or a trainer.pt.
 
+    Args:
+        path: Run folder or file.
+        weights: "student", "ema", or None for those that ship. A model file holds one set; the
+            other is in trainer.pt, which a run folder has too.
+
     Raises:
-        FileMismatchError: if there is no such file or it is not one of ours.
+        FileMismatchError: if there is no such file, it is not one of ours, or has not got those
+            weights.
     """
     file = model_file(path)
-    payload = read_payload(file)
+    payload = _checked_model(file, read_payload(file), weights)
+    if weights is not None and payload["weights"] != weights:
+        trainer = path / TRAINER_FILE
+        if not (path.is_dir() and trainer.is_file()):
+            raise FileMismatchError(
+                f"{file} holds the weights {payload['weights']!r}, not {weights!r}; a run folder's "
+                f"{TRAINER_FILE} has both where the recipe has a teacher"
+            )
+        payload = _checked_model(trainer, read_payload(trainer), weights)
+        if payload["weights"] != weights:
+            raise FileMismatchError(f"{trainer} has no weights {weights!r}: its run has no teacher")
+    return payload
+
+
+def _checked_model(file: Path, payload: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    """Return the model in a payload; of a trainer.pt, the weights asked for or those that ship."""
     if payload["format"] == TRAINER_FORMAT:
         model = payload.get("model")
         if not isinstance(model, dict) or model.get("format") != MODEL_FORMAT:
             raise FileMismatchError(f"{file} holds no model")
+        teacher = (payload.get("supervision") or {}).get("teacher") or {}
         payload = model
+        if teacher.get("updates") and weights != "student":
+            payload = {**model, "weights": "ema", "state_dict": teacher.get("network")}
     for key, kind in (("config", dict), ("state_dict", dict), ("metadata", dict), ("weights", str)):
         if not isinstance(payload.get(key), kind):
             raise FileMismatchError(f"{file} is incomplete: it holds no {key}")
     return payload
 
 
-def load_model(path: Path) -> Student:
+def load_model(path: Path, weights: str | None = None) -> Student:
     """Return the network of a run folder, a model file or a trainer.pt, in eval mode, on the CPU.
+
+    Args:
+        path: Run folder or file.
+        weights: See `read_model_payload`.
 
     Raises:
         FileMismatchError: if there is no such file, or it is damaged, foreign or inconsistent.
     """
-    payload = read_model_payload(path)
+    payload = read_model_payload(path, weights)
     try:
         student = Student(ModelConfig.from_dict(payload["config"]))
         student.load_state_dict(payload["state_dict"])

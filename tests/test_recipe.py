@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from boxseg.train.criterion import build_criterion
 from boxseg.train.recipe import (
     ModelRecipe,
     ScheduleRecipe,
+    TeacherRecipe,
     differences,
     expand_path,
     parse_recipe,
@@ -102,7 +104,7 @@ def test_null_removes_a_term_and_braces_add_one() -> None:
         ("schedule.lr=-1", r"schedule\.lr: .*greater than 0, got -1"),
         ("schedule.lr=.nan", r"schedule\.lr: .*finite"),
         ("schedule.rate=1", r"schedule\.rate is not a setting; schedule has: clip_norm, lr"),
-        ("shedule.lr=1", r"shedule is not a setting; a recipe has: data, model"),
+        ("shedule.lr=1", r"shedule is not a setting; a recipe has: copy_paste, data, model"),
         ("schedule=1", r"schedule names a section"),
         ("schedule.lr.x=1", r"schedule\.lr is .* has no settings|schedule\.lr"),
         ("schedule.lr", r"key=value"),
@@ -191,3 +193,60 @@ def test_a_path_with_an_unset_variable_says_what_to_do(monkeypatch: pytest.Monke
     monkeypatch.delenv("BOXSEG_DATA")
     with pytest.raises(ValueError, match=r"variable BOXSEG_DATA is not set.*-o model\.weights="):
         expand_path("${BOXSEG_DATA}/weights/a.pth", "model.weights")
+
+
+TAUGHT = {**MINIMAL, "teacher": {}, "pseudo_masks": {"quality_aware": {}}}
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "momentum"),
+    # under 10,000 steps: a hard copy at 0.3 of the schedule, a horizon of 3 % of it
+    [(1000, 300, 1 - 1 / 30), (9999, 3000, 1 - 1 / 299.97), (10_000, 0, 0.999), (90_000, 0, 0.999)],
+)
+def test_a_teachers_horizon_follows_the_schedule(steps: int, start: int, momentum: float) -> None:
+    teacher = TeacherRecipe()
+    assert teacher.start_step(steps) == start
+    assert teacher.momentum_of(steps) == pytest.approx(momentum)
+
+
+def test_a_stated_start_and_momentum_win() -> None:
+    teacher = TeacherRecipe(start=0.7, momentum=0.5)
+    assert teacher.start_step(1000) == 700
+    assert teacher.momentum_of(1000) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher={}"], "teacher needs pseudo_masks beside it"),
+        (["pseudo_masks={quality_aware: {}}"], "pseudo_masks needs teacher beside it"),
+        (["copy_paste={peer: {}}"], "copy_paste needs a teacher"),
+        (["teacher.start=1"], "teacher.start: "),
+        (["teacher.imgsz=[800, 600]"], "teacher.imgsz must be short and long side"),
+        (["pseudo_masks={a: {}, b: {}}"], "pseudo_masks must name one method"),
+        (["copy_paste=7"], "copy_paste must name one method"),
+        (["copy_paste={peer: 7}"], "copy_paste.peer must be a mapping of options, got 7"),
+        (["copy_paste={peer: {a: []}}"], "copy_paste.peer.a must be a number or a word"),
+        (["view.blur=2"], "view.blur: "),
+    ],
+)
+def test_teacher_settings_that_do_not_fit_are_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^recipe: .*" + re.escape(message)) as caught:
+        parse_recipe(MINIMAL, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_teacher_setting_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"^teacher.begin is not a setting; teacher has: imgsz, m"):
+        parse_recipe(MINIMAL, ["teacher.begin=1"])
+
+
+def test_a_teacher_is_taken_out_by_null() -> None:
+    recipe = parse_recipe(TAUGHT, ["teacher=null", "pseudo_masks=null"])
+    assert recipe.teacher is None
+    assert recipe.pseudo_masks is None
+
+
+def test_a_method_is_replaced_by_naming_another_and_null() -> None:
+    changes = ["pseudo_masks.quality_aware=null", "pseudo_masks.box_teacher={}"]
+    assert parse_recipe(TAUGHT, changes).pseudo_masks == {"box_teacher": {}}

@@ -11,10 +11,18 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from boxseg.config import BackboneName, FinalRule, ModelConfig, Norm, Score0Rule
 
@@ -107,6 +115,29 @@ def _term_options(value: object) -> object:
     return value
 
 
+def _one_method(value: object, info: ValidationInfo) -> object:
+    """Check that a section names exactly one method: {method: {option: plain value}}."""
+    if value is None:
+        return None
+    where = info.field_name
+    if isinstance(value, Mapping):  # a method that is set to null is left out, as terms are
+        value = {name: options for name, options in value.items() if options is not None}
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise ValueError(
+            f"{where} must name one method, {{method: {{option: value}}}}, or be null, "
+            f"got {value!r:.60}"
+        )
+    for name, options in value.items():
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{where}.{name} must be a mapping of options, got {options!r:.60}")
+        for option, setting in options.items():
+            if not isinstance(setting, bool | int | float | str):
+                raise ValueError(
+                    f"{where}.{name}.{option} must be a number or a word, got {setting!r:.60}"
+                )
+    return value
+
+
 class DataRecipe(_Section):
     """How images are drawn and resized."""
 
@@ -176,6 +207,57 @@ class ScheduleRecipe(_Section):
         return rate
 
 
+SHORT_SCHEDULE = 10_000
+"""Optimizer steps below which the papers' horizon of 1000 steps is too long for a teacher."""
+
+
+class TeacherRecipe(_Section):
+    """The teacher: an average of the student's weights that gives objects their pseudo masks."""
+
+    start: float | None = Field(default=None, ge=0, lt=1)
+    """Fraction of the schedule at which the teacher becomes a copy of the student; before that
+    there is none. null: 0, or 0.3 where the schedule has fewer than 10,000 steps."""
+    momentum: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the old average in each step. null: 0.999, or 1 - 1 / (0.03 max_iters) where the
+    schedule has fewer than 10,000 steps."""
+    imgsz: tuple[int, int] | None = None
+    """Short and long side in pixels of what the teacher sees; null is the student's geometry."""
+
+    @model_validator(mode="after")
+    def _sides_are_possible(self) -> Self:
+        if self.imgsz is not None and not 32 <= self.imgsz[0] <= self.imgsz[1]:
+            raise ValueError(
+                "teacher.imgsz must be short and long side in pixels, at least 32, "
+                f"got {list(self.imgsz)}"
+            )
+        return self
+
+    def start_step(self, max_iters: int) -> int:
+        """Return the optimizer step before which the teacher starts."""
+        short = 0.3 if max_iters < SHORT_SCHEDULE else 0.0
+        return round((short if self.start is None else self.start) * max_iters)
+
+    def momentum_of(self, max_iters: int) -> float:
+        """Return the momentum for a schedule of `max_iters` optimizer steps."""
+        if self.momentum is not None:
+            return self.momentum
+        return 0.999 if max_iters >= SHORT_SCHEDULE else max(0.0, 1 - 1 / (0.03 * max_iters))
+
+
+class ViewRecipe(_Section):
+    """Photometric changes of what the student sees (BoxTeacher's strong augmentation).
+
+    They come last: affinity and teacher see the clean image.
+    """
+
+    jitter: float = Field(default=0.8, ge=0, le=1)
+    """Probability of colour jitter: brightness, contrast and saturation by up to .4, hue .1."""
+    grayscale: float = Field(default=0.2, ge=0, le=1)
+    """Probability of losing all colour."""
+    blur: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a Gaussian blur, kernel 3, sigma .1 to 2."""
+
+
 class ValidationRecipe(_Section):
     """When and on how much the student is scored while it trains."""
 
@@ -193,10 +275,36 @@ class Recipe(_Section):
     schedule: ScheduleRecipe = ScheduleRecipe()
     terms: Annotated[dict[str, TermOptions], BeforeValidator(_term_options)]
     """The parts of the loss by name, each with its options; see boxseg.train.criterion."""
+    teacher: TeacherRecipe | None = None
+    """Average of the student that gives pseudo masks; null trains without one."""
+    pseudo_masks: Annotated[dict[str, TermOptions] | None, BeforeValidator(_one_method)] = None
+    """How the teacher's predictions become masks, {method: {option: value}}; see
+    boxseg.train.pseudo_masks."""
+    copy_paste: Annotated[dict[str, TermOptions] | None, BeforeValidator(_one_method)] = None
+    """How objects are pasted into other images, {method: {option: value}}; see
+    boxseg.train.memory_bank."""
+    view: ViewRecipe | None = None
+    """Photometric changes of what the student sees; null shows it the clean image."""
     validation: ValidationRecipe = ValidationRecipe()
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides initial weights, data order and geometry."""
     precision: Precision = "32-true"
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if (self.teacher is None) != (self.pseudo_masks is None):
+            given, missing = (
+                ("teacher", "pseudo_masks")
+                if self.teacher
+                else (
+                    "pseudo_masks",
+                    "teacher",
+                )
+            )
+            raise ValueError(f"{given} needs {missing} beside it; the recipe names one of the two")
+        if self.copy_paste is not None and self.teacher is None:
+            raise ValueError("copy_paste needs a teacher, whose masks cut out what is pasted")
+        return self
 
     @property
     def uses_masks(self) -> bool:
@@ -238,9 +346,12 @@ def _section_at(path: tuple[str, ...]) -> type[BaseModel] | None:
     for name in path:
         field = section.model_fields.get(name)
         kind = field.annotation if field is not None else None
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        for choice in get_args(kind) or (kind,):
+            if isinstance(choice, type) and issubclass(choice, BaseModel):
+                section = choice
+                break
+        else:
             return None
-        section = kind
     return section
 
 
@@ -251,7 +362,8 @@ def _set_override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(names):
         raise ValueError(f"-o needs key=value such as schedule.lr=0.005, got {override!r}")
     value = parse_yaml(text, f"-o {path}")
-    if len(names) == 1 and _section_at(names) is not None:
+    optional = names[0] in Recipe.model_fields and Recipe.model_fields[names[0]].default is None
+    if len(names) == 1 and _section_at(names) is not None and not optional:
         raise ValueError(
             f"-o {path} names a section; give one of its settings, {path}.<name>=value"
         )
