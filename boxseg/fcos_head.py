@@ -41,7 +41,7 @@ class FCOSHead(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.constant_(_bias(self.class_logits), -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
 
-    def forward(self, feature: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, feature: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Run the head on one level.
 
         Args:
@@ -50,7 +50,8 @@ class FCOSHead(nn.Module):
 
         Returns:
             Class logits (B, C, h, w); distances to the four sides in strides, at least 0,
-            (B, 4, h, w); quality logits (B, 1, h, w); parameters (B, P, h, w).
+            (B, 4, h, w); quality logits (B, 1, h, w); parameters (B, P, h, w); output of
+            the box tower (B, tower_channels, h, w).
         """
         class_feature = self.class_tower(feature)
         box_feature = self.box_tower(feature)
@@ -60,6 +61,7 @@ class FCOSHead(nn.Module):
             distances,
             self.quality_logits(box_feature),
             self.controller(box_feature),
+            box_feature,
         )
 
 

@@ -76,15 +76,31 @@ def dynamic_mask_head(
     Returns:
         Mask logits, (N, h, w).
     """
+    return dynamic_mask_layers(features, parameters, locations, scales, widths)[0]
+
+
+def dynamic_mask_layers(
+    features: Tensor,
+    parameters: Tensor,
+    locations: Tensor,
+    scales: Tensor,
+    widths: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Run `dynamic_mask_head` and return its last hidden layer as well.
+
+    Returns:
+        Mask logits, (N, h, w), and what the last layer read: the activations of the last hidden
+        layer, at least 0, (N, widths[-2], h, w); (N, 0, h, w) for a head of one layer.
+    """
     with torch.autocast(features.device.type, enabled=False):
-        return _dynamic_mask_head(
+        return _dynamic_mask_layers(
             features.float(), parameters.float(), locations.float(), scales.float(), widths
         )
 
 
-def _dynamic_mask_head(
+def _dynamic_mask_layers(
     features: Tensor, parameters: Tensor, locations: Tensor, scales: Tensor, widths: Sequence[int]
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     channels, height, width = features.shape
     count = parameters.shape[0]
     weights, biases = split_parameters(parameters, channels + 2, widths)
@@ -105,11 +121,13 @@ def _dynamic_mask_head(
     coordinates = first[:, :, :2]  # (N, w1, 2)
     folded = torch.cat([coordinates * (unit / scales)[:, None, None], first[:, :, 2:]], dim=2)
     shift = (coordinates * (locations / scales[:, None])[:, None]).sum(dim=2)  # (N, w1)
-    hidden = folded.flatten(0, 1) @ inputs  # (N w1, hw)
-    hidden = hidden.view(count, widths[0], height * width) + (biases[0] + shift)[:, :, None]
+    output = folded.flatten(0, 1) @ inputs  # (N w1, hw)
+    output = output.view(count, widths[0], height * width) + (biases[0] + shift)[:, :, None]
+    hidden = output[:, :0]
     for weight, bias in zip(weights[1:], biases[1:], strict=True):
-        hidden = torch.baddbmm(bias[:, :, None], weight, F.relu(hidden))
-    return hidden.view(count, height, width)
+        hidden = F.relu(output)
+        output = torch.baddbmm(bias[:, :, None], weight, hidden)
+    return output.view(count, height, width), hidden.view(count, hidden.shape[1], height, width)
 
 
 def split_parameters(

@@ -6,6 +6,7 @@ M mask channels, h x w cells of the stride-8 grid.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from boxseg.backbone import Backbone
 from boxseg.boxes import distances_to_boxes
 from boxseg.config import SIZE_DIVISOR, STRIDES, ModelConfig
 from boxseg.fcos_head import FCOSHead
-from boxseg.mask_head import COORDINATE_SCALES, MaskBranch, dynamic_mask_head
+from boxseg.mask_head import COORDINATE_SCALES, MaskBranch, dynamic_mask_head, dynamic_mask_layers
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 """ImageNet mean, RGB, of bytes."""
@@ -44,6 +45,9 @@ class DensePredictions:
     """x, y in input pixels, (L, 2)."""
     levels: Tensor
     """0 for P3 to 4 for P7, (L,)."""
+    box_features: tuple[Tensor, ...]
+    """What box, quality and controller read: output of the box tower at each level, in the
+    precision of the network, (B, tower_channels, rows, columns)."""
 
 
 class Student(nn.Module):
@@ -100,6 +104,7 @@ class Student(nn.Module):
             mask_features=self.mask_branch(pyramid),
             locations=locations,
             levels=level_index,
+            box_features=tuple(level[4] for level in levels),
         )
 
     def masks_at(
@@ -115,24 +120,46 @@ class Student(nn.Module):
         Returns:
             Logits on the stride-8 grid, float32, (N, h, w).
         """
-        parameters = predictions.parameters[image_index, :, location_index]  # (N, P)
-        locations = predictions.locations[location_index]
-        scales = parameters.new_tensor(COORDINATE_SCALES, dtype=torch.float32)
-        scales = scales[predictions.levels[location_index]]
-        counts = torch.bincount(image_index, minlength=len(predictions.mask_features)).tolist()
-        chunks = zip(
-            predictions.mask_features,
-            parameters.split(counts),
-            locations.split(counts),
-            scales.split(counts),
-            strict=True,
-        )
-        return torch.cat(
-            [
-                dynamic_mask_head(features, chunk, centre, scale, self.config.mask_head_widths)
-                for features, chunk, centre, scale in chunks
-            ]
-        )
+        widths = self.config.mask_head_widths
+        chunks = _instances_by_image(predictions, image_index, location_index)
+        return torch.cat([dynamic_mask_head(*chunk, widths) for chunk in chunks])
+
+    def mask_layers_at(
+        self, predictions: DensePredictions, image_index: Tensor, location_index: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the mask logits of chosen predictions and the hidden layer they come from.
+
+        Args:
+            predictions: What `forward` returned.
+            image_index: Image of each instance, in 0..B-1, ascending, (N,).
+            location_index: Location of each instance, in 0..L-1, (N,).
+
+        Returns:
+            Logits as `masks_at` returns them, (N, h, w), and the activations of the last hidden
+            layer of the instances of each image, float32, one (n, width, h, w) per image.
+        """
+        widths = self.config.mask_head_widths
+        chunks = _instances_by_image(predictions, image_index, location_index)
+        layers = [dynamic_mask_layers(*chunk, widths) for chunk in chunks]
+        return torch.cat([logits for logits, _ in layers]), [hidden for _, hidden in layers]
+
+
+def _instances_by_image(
+    predictions: DensePredictions, image_index: Tensor, location_index: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield mask features, parameters, locations and scales of each image's instances."""
+    parameters = predictions.parameters[image_index, :, location_index]  # (N, P)
+    locations = predictions.locations[location_index]
+    scales = parameters.new_tensor(COORDINATE_SCALES, dtype=torch.float32)
+    scales = scales[predictions.levels[location_index]]
+    counts = torch.bincount(image_index, minlength=len(predictions.mask_features)).tolist()
+    yield from zip(
+        predictions.mask_features,
+        parameters.split(counts),
+        locations.split(counts),
+        scales.split(counts),
+        strict=True,
+    )
 
 
 def grid_locations(

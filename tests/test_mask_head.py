@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from boxseg.config import ModelConfig
-from boxseg.mask_head import COORDINATE_SCALES, dynamic_mask_head, split_parameters
+from boxseg.mask_head import (
+    COORDINATE_SCALES,
+    dynamic_mask_head,
+    dynamic_mask_layers,
+    split_parameters,
+)
 
 VECTORS = np.load(Path(__file__).with_name("vectors.npz"))
 
@@ -37,6 +42,13 @@ def test_a_one_layer_head_is_a_dot_product_with_coordinates_first() -> None:
         (1,),
     )
     torch.testing.assert_close(found, torch.tensor([[[1 + 20 + 3.0, 0.875 + 40 + 3]]]))
+
+
+def test_a_head_of_one_layer_has_no_hidden_layer() -> None:
+    _, hidden = dynamic_mask_layers(
+        torch.ones(1, 2, 3), torch.ones(4, 4), torch.ones(4, 2), torch.ones(4), (1,)
+    )
+    assert hidden.shape == (4, 0, 2, 3)
 
 
 def test_no_instance_gives_no_mask() -> None:

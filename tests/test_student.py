@@ -110,6 +110,35 @@ def test_masks_of_several_images_are_those_of_each_image_alone() -> None:
             torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-5)
 
 
+def test_the_layers_of_a_mask_are_its_logits_and_what_the_last_layer_read() -> None:
+    torch.manual_seed(1)
+    student = small(mask_head_channels=5).eval()
+    images, places = torch.tensor([0, 1, 1]), torch.tensor([5, 0, 70])
+    with torch.no_grad():
+        found = student(torch.rand(3, 3, 64, 64) * 255)
+        logits, hidden = student.mask_layers_at(found, images, places)
+        assert [tuple(part.shape) for part in hidden] == [(1, 5, 8, 8), (2, 5, 8, 8), (0, 5, 8, 8)]
+        assert torch.equal(logits, student.masks_at(found, images, places))
+        # parameters: weights 5 x 6, 5 x 5, 1 x 5, then biases 5, 5, 1
+        vectors = found.parameters[images, :, places]
+        last_weight, last_bias = vectors[:, 55:60], vectors[:, 70]
+        again = (torch.cat(hidden) * last_weight[:, :, None, None]).sum(1) + last_bias[
+            :, None, None
+        ]
+    assert all((part >= 0).all() for part in hidden)
+    torch.testing.assert_close(logits, again)
+
+
+def test_the_box_features_are_what_controller_and_boxes_read() -> None:
+    student = small().eval()
+    with torch.no_grad():
+        found = student(torch.rand(2, 3, 64, 96) * 255)
+        sizes = [tuple(level.shape) for level in found.box_features]
+        assert sizes == [(2, 16, 8, 12), (2, 16, 4, 6), (2, 16, 2, 3), (2, 16, 1, 2), (2, 16, 1, 1)]
+        levels = [student.head.controller(level).flatten(2) for level in found.box_features]
+    torch.testing.assert_close(torch.cat(levels, dim=2), found.parameters)
+
+
 def test_no_instance_has_no_mask_and_keeps_the_gradient_whole() -> None:
     student = small()
     found = student(torch.rand(2, 3, 64, 64) * 255)

@@ -152,16 +152,18 @@ class StepInput:
 
 
 def _float32(predictions: DensePredictions) -> DensePredictions:
-    """Return predictions whose floating point tensors are float32."""
+    """Return predictions whose floating point tensors are float32.
+
+    The box features stay as they are: who reads some of them converts those.
+    """
     assert is_dataclass(predictions)
-    return replace(
-        predictions,
-        **{
-            field.name: value.float()
-            for field in fields(predictions)
-            if (value := getattr(predictions, field.name)).is_floating_point()
-        },
-    )
+    values = {field.name: getattr(predictions, field.name) for field in fields(predictions)}
+    changed: dict[str, Any] = {
+        name: value.float()
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    return replace(predictions, **changed)
 
 
 class TrainingStep(nn.Module):
