@@ -1,6 +1,7 @@
 """Terms: what a recipe may list, and what the loss does on small cases."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from boxseg.config import ModelConfig
 from boxseg.student import Student
 from boxseg.train.criterion import StepContext, build_criterion
+from boxseg.train.pseudo_masks import PseudoMasks
 from boxseg.train.transforms import Batch
 
 BOX_TERMS: dict[str, dict[str, Any]] = {
@@ -129,6 +131,136 @@ def test_masks_reach_the_positives_of_their_own_object(student: Student) -> None
     assert values.tolist() == [expected[box[0].item()] for box in boxes]
 
 
+PSEUDO_TERMS: dict[str, dict[str, Any]] = {
+    "focal": {},
+    "pseudo_mask": {"warmup_steps": 10},
+    "pseudo_affinity": {"warmup_steps": 10, "bottom_pixels": 0},
+}
+
+
+def pseudo_of(batch: Batch, quality: list[list[float]]) -> PseudoMasks:
+    """Left half of each box as its mask, of probability 0.8."""
+    masks = []
+    for boxes in batch.boxes:
+        image = torch.zeros(len(boxes), 16, 24)
+        for row, (x1, y1, x2, y2) in enumerate((boxes / 4).round().int().tolist()):
+            image[row, y1:y2, x1 : (x1 + x2) // 2] = 0.8
+        masks.append(image)
+    numbers = [torch.tensor(each, dtype=torch.float32) for each in quality]
+    return PseudoMasks(masks=masks, quality=numbers, confidence=numbers)
+
+
+def pseudo_context(
+    student: Student, quality: list[list[float]], teacher_step: int = 10
+) -> StepContext:
+    batch = batch_of(BOXES)
+    return StepContext(
+        student,
+        student(batch.images),
+        batch,
+        0,
+        pseudo=pseudo_of(batch, quality),
+        teacher_step=teacher_step,
+    )
+
+
+def test_pseudo_terms_are_zero_without_a_teacher_or_without_quality(student: Student) -> None:
+    none = pseudo_context(student, [[0.0], [0.0, 0.0]])
+    for context in (none, replace(none, pseudo=None)):
+        found = build_criterion(PSEUDO_TERMS)(context)
+        for name in ("pseudo_mask", "pseudo_affinity"):
+            assert found[name].item() == 0
+            assert found[name].requires_grad
+    assert build_criterion(PSEUDO_TERMS).needs_teacher
+    assert not build_criterion(ALL_TERMS).needs_teacher
+
+
+def test_the_pseudo_mask_term_is_equation_1(student: Student) -> None:
+    context = pseudo_context(student, [[0.0], [0.5, 0.25]])
+    quality = {(0, 0): 0.0, (1, 0): 0.5, (1, 1): 0.25}
+    assert context.pseudo is not None
+    found = {
+        target: build_criterion({"focal": {}, "pseudo_mask": {"target": target}})(
+            replace(context, teacher_step=10000)
+        )["pseudo_mask"].item()
+        for target in ("hard", "soft")
+    }
+    for target, expected_of in (("hard", torch.ceil), ("soft", torch.clone)):
+        total, count = 0.0, 0
+        owners = context.assignment.object_index[context.chosen].tolist()
+        for k, image in enumerate(context.mask_image_index.tolist()):
+            s = quality[image, owners[k]]
+            x = context.mask_logits[k].detach().double().sigmoid()
+            t = expected_of(context.pseudo.masks[image][owners[k]]).double()
+            total += s * (1 - 2 * (x * t).sum() / (x * x + t * t).sum()).item()
+            count += s > 0
+        assert count > 1
+        assert found[target] == pytest.approx(0.5 * total / count, rel=1e-4)
+    assert found["hard"] != pytest.approx(found["soft"], rel=1e-3)
+
+
+def test_pseudo_terms_warm_up_with_the_steps_of_the_teacher(student: Student) -> None:
+    context = pseudo_context(student, [[0.3], [0.5, 0.25]])
+    full, half, start = (
+        build_criterion(PSEUDO_TERMS)(replace(context, teacher_step=step)) for step in (10, 5, 0)
+    )
+    for name in ("pseudo_mask", "pseudo_affinity"):
+        assert full[name].item() > 0
+        torch.testing.assert_close(half[name], full[name] / 2)
+        assert start[name].item() == 0
+
+
+def test_cells_that_do_not_count_change_nothing(student: Student) -> None:
+    context = pseudo_context(student, [[0.3], [0.5, 0.25]])
+    assert context.pseudo is not None
+    counted = [torch.ones(len(rows), 16, 24, dtype=torch.bool) for rows in BOXES]
+    for each in counted:
+        each[:, :, 12:] = False
+    ignored = replace(context.pseudo, counted=counted)
+    other = [mask.clone() for mask in context.pseudo.masks]
+    for mask in other:
+        mask[:, :, 12:] = 1 - mask[:, :, 12:]
+    criterion = build_criterion(PSEUDO_TERMS)
+    first = criterion(replace(context, pseudo=ignored))
+    second = criterion(replace(context, pseudo=replace(ignored, masks=other)))
+    plain = criterion(context)
+    assert first["pseudo_mask"].item() == pytest.approx(second["pseudo_mask"].item())
+    assert first["pseudo_mask"].item() != pytest.approx(plain["pseudo_mask"].item())
+    assert first["pseudo_affinity"].item() != pytest.approx(plain["pseudo_affinity"].item())
+
+
+def test_pseudo_terms_reach_masks_of_objects_with_quality_alone(student: Student) -> None:
+    context = pseudo_context(student, [[0.0], [0.5, 0.0]])
+    found = build_criterion(PSEUDO_TERMS)(context)
+    logits = context.mask_logits
+    for name in ("pseudo_mask", "pseudo_affinity"):
+        (gradient,) = torch.autograd.grad(found[name], logits, retain_graph=True)
+        touched = gradient.flatten(1).abs().sum(dim=1) > 0
+        owners = context.assignment.object_index[context.chosen]
+        assert touched.tolist() == ((context.mask_image_index == 1) & (owners == 0)).tolist()
+
+
+def test_every_rank_averages_equally_often_with_and_without_positives(student: Student) -> None:
+    counts = []
+    for boxes in (BOXES, [[], []]):
+        calls: list[float] = []
+
+        def mean(value: torch.Tensor, calls: list[float] = calls) -> torch.Tensor:
+            calls.append(value.item())
+            return value
+
+        batch = batch_of(boxes)
+        batch = replace(batch, masks=[torch.ones(len(rows), 16, 24) for rows in boxes])
+        pseudo = pseudo_of(batch, [[1.0] * len(rows) for rows in boxes])
+        context = StepContext(
+            student, student(batch.images), batch, 5, mean, pseudo=pseudo, teacher_step=5
+        )
+        terms = {**ALL_TERMS, **PSEUDO_TERMS, "mask_dice": {}}
+        assert all(value.requires_grad for value in build_criterion(terms)(context).values())
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
@@ -142,6 +274,26 @@ def test_masks_reach_the_positives_of_their_own_object(student: Student) -> None
         (
             {"focal": {}, "pairwise": {"warmup_steps": 1.5}},
             "terms.pairwise.warmup_steps must be a whole number, got 1.5",
+        ),
+        (
+            {"focal": {}, "pseudo_mask": {"target": "firm"}},
+            "terms.pseudo_mask.target must be hard or soft, got 'firm'",
+        ),
+        (
+            {"focal": {}, "pseudo_mask": {"target": 1}},
+            "terms.pseudo_mask.target must be hard or soft, got 1",
+        ),
+        (
+            {"focal": {}, "pseudo_affinity": {"threshold": 1.5}},
+            "terms.pseudo_affinity.threshold must be a number in [0, 1], got 1.5",
+        ),
+        (
+            {"focal": {}, "pseudo_mask": {"weight": float("nan")}},
+            "terms.pseudo_mask.weight must be a number of at least 0, got nan",
+        ),
+        (
+            {"focal": {}, "pseudo_mask": {"weight": True}},
+            "terms.pseudo_mask.weight must be a number of at least 0, got True",
         ),
     ],
 )

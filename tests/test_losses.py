@@ -8,12 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from boxseg.train.affinity import directed_edges
+from boxseg.train.affinity import (
+    NEIGHBOURS,
+    directed_edges,
+    label_agreement,
+    shifted_pair,
+    smoothed_masks,
+)
 from boxseg.train.losses import (
     centerness,
     dice_loss,
     distance_iou,
     focal_loss,
+    mask_affinity_loss,
     pairwise_loss,
     projection_loss,
     varifocal_loss,
@@ -144,6 +151,104 @@ def test_pairwise_stays_finite_for_huge_logits() -> None:
     assert torch.isfinite(total)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+def test_the_affinity_of_masks_matches_the_reference() -> None:
+    smooth = smoothed_masks(reference("dice_target"))
+    valid = reference("colour_valid")
+    expected = reference("pseudo_affinity")
+    for number, offset in enumerate(NEIGHBOURS):
+        there = shifted_pair(valid, offset)[1]
+        here = shifted_pair(expected[:, number], offset)[0]
+        close(label_agreement(*shifted_pair(smooth, offset)) * there, here)
+
+
+def slow_mask_affinity(
+    logits: torch.Tensor, affinity: torch.Tensor, inside: torch.Tensor, threshold: float
+) -> float:
+    """Mean of -log P(same label) of one instance over 8 directed neighbours."""
+    total, pairs = slow_pairwise(logits[None], inside[None], affinity, threshold)
+    return total / max(pairs, 1)
+
+
+def test_mask_affinity_equals_a_loop_over_the_reference_affinities() -> None:
+    affinity = reference("pseudo_affinity")
+    boxes = reference("box_masks") > 0
+    valid = (reference("colour_valid") > 0).expand_as(boxes)
+    logits = reference("mask_logits")
+    # two instances of object 2, one of object 0, one of weight 0
+    rows, weights = torch.tensor([2, 0, 2, 1]), torch.tensor([0.5, 0.25, 1.0, 0.0])
+    value = mask_affinity_loss(
+        logits,
+        weights,
+        rows,
+        masks=reference("dice_target"),
+        inside=boxes,
+        valid=valid,
+        threshold=0.5,
+    )
+    expected = sum(
+        float(weight) * slow_mask_affinity(logits[k], affinity[row], boxes[row], 0.5)
+        for k, (row, weight) in enumerate(zip(rows.tolist(), weights, strict=True))
+    )
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_mask_affinity_of_even_logits_is_the_weight_times_ln_2() -> None:
+    # every pair has P(same) = 1/2, so each mean is ln 2, whatever the pairs are
+    masks = torch.zeros(1, 6, 6)
+    masks[0, :3] = 1
+    value = mask_affinity_loss(
+        torch.zeros(2, 6, 6),
+        torch.tensor([0.5, 0.25]),
+        torch.tensor([0, 0]),
+        masks=masks,
+        inside=torch.ones(1, 6, 6, dtype=torch.bool),
+        valid=torch.ones(1, 6, 6, dtype=torch.bool),
+        threshold=0.5,
+    )
+    assert value.item() == pytest.approx(0.75 * math.log(2))
+
+
+def test_mask_affinity_without_instances_or_pairs_is_zero() -> None:
+    everywhere = torch.ones(1, 4, 4, dtype=torch.bool)
+    for count, inside in ((0, everywhere[:0]), (0, everywhere), (1, ~everywhere)):
+        value = mask_affinity_loss(
+            torch.ones(count, 4, 4),
+            torch.ones(count),
+            torch.zeros(count, dtype=torch.long),
+            masks=inside.float(),
+            inside=inside,
+            valid=inside,
+            threshold=0.5,
+        )
+        assert value.item() == 0
+
+
+def test_gradient_of_mask_affinity_is_right() -> None:
+    generator = torch.Generator().manual_seed(5)
+    masks = (torch.rand(1, 5, 6, generator=generator) > 0.4).float()
+    everywhere = torch.ones(1, 5, 6, dtype=torch.bool)
+    logits = torch.randn(1, 5, 6, generator=generator).requires_grad_()
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return mask_affinity_loss(
+            values,
+            torch.ones(1),
+            torch.zeros(1, dtype=torch.long),
+            masks=masks,
+            inside=everywhere,
+            valid=everywhere,
+            threshold=0.5,
+        )
+
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    step = 1e-2
+    for y, x in ((0, 0), (2, 3), (4, 5)):
+        shift = torch.zeros_like(logits)
+        shift[0, y, x] = step
+        slope = (loss(logits + shift) - loss(logits - shift)) / (2 * step)
+        assert gradient[0, y, x].item() == pytest.approx(slope.item(), abs=1e-4)
 
 
 def test_gradients_are_right_in_double_precision() -> None:

@@ -1,4 +1,4 @@
-"""Colour and depth similarity of neighbouring cells.
+"""Similarity of neighbouring cells: in colour, in depth, and in the label that a mask gives them.
 
 B images, h x w cells of the stride-4 grid, 8 neighbours in row-major order without the centre.
 """
@@ -122,6 +122,31 @@ def depth_similarity(depth: Tensor, valid: Tensor) -> Tensor:
         In [0, 1], 0 towards invalid neighbours and across the border, (B, 8, h, w).
     """
     return _similarity(depth[:, None], valid)
+
+
+def smoothed_masks(masks: Tensor) -> Tensor:
+    """Return the mean of each mask and its 3 x 3 average, 0 outside of the grid.
+
+    Source: BoxTeacher (arXiv:2210.05174), as released.
+
+    Args:
+        masks: Bool or in [0, 1], (N, h, w).
+
+    Returns:
+        In [0, 1], float32, (N, h, w).
+    """
+    masks = masks.float()
+    return (F.avg_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0] + masks) / 2
+
+
+def label_agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Return the probability that two cells have one label, p q + (1 - p)(1 - q).
+
+    Args:
+        first: Foreground probability p of the first ends of pairs, any shape.
+        second: Foreground probability q of the second ends, same shape.
+    """
+    return first * second + (1 - first) * (1 - second)
 
 
 def directed_edges(similarity: Tensor, threshold: float) -> Tensor:

@@ -6,9 +6,9 @@ B images, L locations, N positives, K of them with masks, h x w cells of the str
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,13 @@ from boxseg.train.losses import (
     dice_loss,
     distance_iou,
     focal_loss,
+    mask_affinity_loss,
     pairwise_loss,
     projection_loss,
     varifocal_loss,
 )
+from boxseg.train.options import Share, build_part
+from boxseg.train.pseudo_masks import PseudoMasks
 from boxseg.train.transforms import Batch
 
 MASKS_PER_IMAGE = 64
@@ -52,7 +55,12 @@ class StepContext:
     step: int
     """Optimizer steps taken before this one."""
     mean_over_ranks: Callable[[Tensor], Tensor] = lambda value: value
-    """Averages a scalar over all processes, so that a loss does not depend on their number."""
+    """Averages a scalar over all processes, so that a loss does not depend on their number. Each
+    process calls it equally often, also one without positives: it waits for the others."""
+    pseudo: PseudoMasks | None = None
+    """What the teacher gives to the objects of the batch; None while there is no teacher."""
+    teacher_step: int = 0
+    """Optimizer steps taken since the teacher started."""
 
     @cached_property
     def assignment(self) -> Assignment:
@@ -134,16 +142,30 @@ class StepContext:
         Returns:
             (K, ...).
         """
-        counts = torch.tensor([len(rows) for rows in per_image])
+        return torch.cat(per_image)[self.object_rows]
+
+    @cached_property
+    def object_rows(self) -> Tensor:
+        """Object of each trained mask, counted over all images of the batch, (K,)."""
+        counts = torch.tensor([len(boxes) for boxes in self.batch.boxes])
         starts = (counts.cumsum(0) - counts).to(self.mask_image_index.device)
-        rows = starts[self.mask_image_index] + self.assignment.object_index[self.chosen]
-        return torch.cat(per_image)[rows]
+        return starts[self.mask_image_index] + self.assignment.object_index[self.chosen]
 
     @cached_property
     def box_masks(self) -> Tensor:
         """Box of each trained mask as stride-4 cells, (K, h, w)."""
         height, width = self.mask_logits.shape[-2:]
         return rasterise(self.object_boxes, height, width, MASK_LOSS_STRIDE)
+
+    def valid_cells(self, bottom_pixels: float) -> Tensor:
+        """Mark the cells that pairs may reach, bool, (B, h, w).
+
+        Args:
+            bottom_pixels: Rows of the original image at the bottom that do not count.
+        """
+        height, width = self.mask_logits.shape[-2:]
+        scale = self.batch.sizes[:, 0].float() / self.batch.original_sizes[:, 0].float()
+        return valid_cells(self.batch.sizes, height, width, (bottom_pixels * scale).floor())
 
     @property
     def untouched(self) -> Tensor:
@@ -233,10 +255,11 @@ class ProjectionTerm(_Options):
 
     def __call__(self, context: StepContext) -> Tensor:
         """Return the mean over trained masks."""
+        count = context.masks_per_rank
         if not len(context.chosen):
             return context.untouched
         total = projection_loss(context.mask_logits, context.box_masks).sum()
-        return self.weight * total / context.masks_per_rank
+        return self.weight * total / count
 
 
 @dataclass(frozen=True)
@@ -252,24 +275,20 @@ class PairwiseTerm(_Options):
 
     def __call__(self, context: StepContext) -> Tensor:
         """Return the sum over similar pairs in the boxes / their number, warmed up."""
-        if not len(context.chosen):
-            return context.untouched
-        with torch.no_grad(), torch.autocast(context.mask_logits.device.type, enabled=False):
-            edges = self.edges(context)
-        total, pairs = pairwise_loss(
-            context.mask_logits, context.box_masks, edges, context.mask_image_index
-        )
+        total, pairs = context.untouched, context.predictions.boxes.new_zeros(())
+        if len(context.chosen):
+            with torch.no_grad(), torch.autocast(context.mask_logits.device.type, enabled=False):
+                edges = self.edges(context)
+            total, pairs = pairwise_loss(
+                context.mask_logits, context.box_masks, edges, context.mask_image_index
+            )
         warm = min(context.step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         return self.weight * warm * total / context.mean_over_ranks(pairs).clamp(min=1)
 
     def edges(self, context: StepContext) -> Tensor:
         """Return which neighbouring pairs of the batch's clean images count."""
-        batch = context.batch
-        height, width = context.mask_logits.shape[-2:]
-        scale = batch.sizes[:, 0].float() / batch.original_sizes[:, 0].float()
-        removed = (self.bottom_pixels * scale).floor()
-        lab = rgb_to_lab(mean_colour(batch.images))
-        valid = valid_cells(batch.sizes, height, width, removed)
+        lab = rgb_to_lab(mean_colour(context.batch.images))
+        valid = context.valid_cells(self.bottom_pixels)
         return directed_edges(colour_similarity(lab, valid), self.threshold)
 
 
@@ -285,11 +304,88 @@ class MaskDiceTerm(_Options):
         """
         if context.batch.masks is None:
             raise ValueError("terms.mask_dice needs data with masks; the batch carries none")
+        count = context.masks_per_rank
         if not len(context.chosen):
             return context.untouched
         targets = context.of_objects(context.batch.masks)
         total = dice_loss(context.mask_logits.sigmoid().flatten(1), targets.flatten(1)).sum()
-        return self.weight * total / context.masks_per_rank
+        return self.weight * total / count
+
+
+@dataclass(frozen=True)
+class _PseudoOptions(_Options):
+    warmup_steps: int = 10000
+    """Optimizer steps since the teacher's start over which the weight grows from 0."""
+
+    def total(self, context: StepContext, pseudo: PseudoMasks, quality: Tensor) -> Tensor:
+        """Return the sum over trained masks, each weighted by its quality, (K,)."""
+        raise NotImplementedError
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the quality-weighted sum / trained masks of a quality above 0, warmed up."""
+        if context.pseudo is None:
+            return context.untouched
+        quality = context.of_objects(context.pseudo.quality)
+        present = (quality > 0).sum()
+        count = context.mean_over_ranks(present.to(quality.dtype)).clamp(min=1)
+        if not present:
+            return context.untouched
+        warm = min(context.teacher_step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return self.weight * warm * self.total(context, context.pseudo, quality) / count
+
+
+@dataclass(frozen=True)
+class PseudoMaskTerm(_PseudoOptions):
+    """Dice against the teacher's masks (BoxSeg, arXiv:2504.05137, equation 1).
+
+    BoxTeacher's noise-aware pixel loss (arXiv:2210.05174) is the same with its own quality.
+    """
+
+    weight: float = 0.5
+    target: Literal["hard", "soft"] = "hard"
+    """hard: 1 where the pseudo mask is above one half; soft: the pseudo mask itself."""
+
+    def total(self, context: StepContext, pseudo: PseudoMasks, quality: Tensor) -> Tensor:
+        """Return the sum of quality * dice."""
+        masks = [(each > 0.5).to(each.dtype) for each in pseudo.masks]
+        targets = context.of_objects(masks if self.target == "hard" else pseudo.masks)
+        probability = context.mask_logits.sigmoid()
+        if pseudo.counted is not None:
+            counted = context.of_objects(pseudo.counted)
+            probability, targets = probability * counted, targets * counted
+        return (quality * dice_loss(probability.flatten(1), targets.flatten(1))).sum()
+
+
+@dataclass(frozen=True)
+class PseudoAffinityTerm(_PseudoOptions):
+    """Neighbours to which the teacher's mask gives one label get one (BoxTeacher)."""
+
+    weight: float = 0.1
+    threshold: Share = 0.5
+    """Smallest affinity of a pair that counts."""
+    bottom_pixels: float = 10.0
+    """Rows of the original image at the bottom that do not count (COCO's dark strip)."""
+
+    def total(self, context: StepContext, pseudo: PseudoMasks, quality: Tensor) -> Tensor:
+        """Return the sum of quality * mean over the object's pairs."""
+        boxes = context.batch.boxes
+        height, width = context.mask_logits.shape[-2:]
+        counts = torch.tensor([len(each) for each in boxes], device=quality.device)
+        valid = context.valid_cells(self.bottom_pixels).repeat_interleave(counts, dim=0)
+        inside = rasterise(torch.cat(boxes), height, width, MASK_LOSS_STRIDE) > 0
+        inside &= (torch.cat(pseudo.quality) > 0)[:, None, None]
+        if pseudo.counted is not None:
+            counted = torch.cat(pseudo.counted)
+            valid, inside = valid & counted, inside & counted
+        return mask_affinity_loss(
+            context.mask_logits,
+            quality,
+            context.object_rows,
+            masks=torch.cat(pseudo.masks) > 0.5,
+            inside=inside,
+            valid=valid,
+            threshold=self.threshold,
+        )
 
 
 TERMS: Mapping[str, type[_Options]] = {
@@ -300,11 +396,16 @@ TERMS: Mapping[str, type[_Options]] = {
     "projection": ProjectionTerm,
     "pairwise": PairwiseTerm,
     "mask_dice": MaskDiceTerm,
+    "pseudo_mask": PseudoMaskTerm,
+    "pseudo_affinity": PseudoAffinityTerm,
 }
 """Every term that a recipe may list."""
 
 MASK_SUPERVISED_TERMS = frozenset({"mask_dice"})
 """Terms that need true masks in the data."""
+
+TEACHER_TERMS = frozenset({"pseudo_mask", "pseudo_affinity"})
+"""Terms that need a teacher, and without one are 0."""
 
 
 class Criterion(nn.Module):
@@ -319,6 +420,11 @@ class Criterion(nn.Module):
     def needs_masks(self) -> bool:
         """Whether a term reads true masks."""
         return bool(MASK_SUPERVISED_TERMS & set(self.terms))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term reads pseudo masks."""
+        return bool(TEACHER_TERMS & set(self.terms))
 
     def forward(self, context: StepContext) -> dict[str, Tensor]:
         """Return {name: weighted scalar}; their sum is the loss."""
@@ -343,20 +449,5 @@ def build_criterion(terms: Mapping[str, Mapping[str, Any]]) -> Criterion:
     for name, options in terms.items():
         if name not in TERMS:
             raise ValueError(f"terms.{name} is unknown; known terms: {', '.join(TERMS)}")
-        built[name] = _build_term(name, options or {})
+        built[name] = build_part(TERMS[name], options or {}, f"terms.{name}")
     return Criterion(built)
-
-
-def _build_term(name: str, options: Mapping[str, Any]) -> Any:
-    known = {field.name: field for field in fields(TERMS[name])}
-    for option, value in options.items():
-        path = f"terms.{name}.{option}"
-        if option not in known:
-            raise ValueError(f"{path} is unknown; known options: {', '.join(known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"{path} must be a number of at least 0, got {value!r}")
-        default = known[option].default
-        assert default is not MISSING
-        if isinstance(default, int) and not isinstance(value, int):
-            raise ValueError(f"{path} must be a whole number, got {value!r}")
-    return TERMS[name](**options)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.train.affinity import PAIR_OFFSETS, shifted_pair
+from boxseg.train.affinity import PAIR_OFFSETS, label_agreement, shifted_pair, smoothed_masks
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -136,6 +136,11 @@ def projection_loss(mask_logits: Tensor, box_masks: Tensor) -> Tensor:
     return loss
 
 
+def _label_difference(first: Tensor, second: Tensor) -> Tensor:
+    """Return -log P(same label) of pairs of logits, without leaving log space."""
+    return F.softplus(-first) + F.softplus(-second) - F.softplus(-first - second)
+
+
 def pairwise_loss(
     mask_logits: Tensor, box_masks: Tensor, edges: Tensor, image_index: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -170,7 +175,59 @@ def pairwise_loss(
         times = counted_first[n, y, x].float() + counted_second[n, y, x].float()
         logits_first, logits_second = shifted_pair(logits, offset)
         z_first, z_second = logits_first[n, y, x], logits_second[n, y, x]
-        value = F.softplus(-z_first) + F.softplus(-z_second) - F.softplus(-z_first - z_second)
-        loss = loss + (value * times).sum()
+        loss = loss + (_label_difference(z_first, z_second) * times).sum()
         pairs = pairs + times.sum()
     return loss, pairs
+
+
+def mask_affinity_loss(
+    mask_logits: Tensor,
+    weights: Tensor,
+    object_index: Tensor,
+    *,
+    masks: Tensor,
+    inside: Tensor,
+    valid: Tensor,
+    threshold: float,
+) -> Tensor:
+    """Sum over instances of weight * mean of -log P(same label) over the pairs of their object.
+
+    A pair counts from each end that lies inside the box, if the affinity of the object's smoothed
+    mask reaches the threshold and the other end is valid.
+
+    Source: BoxTeacher (arXiv:2210.05174), the noise-reduced affinity loss, as released. What
+    counts depends on the object alone, so it is found once per object and not per instance.
+
+    Args:
+        mask_logits: (K, h, w).
+        weights: Quality of the mask of each instance's object, (K,).
+        object_index: Row of each instance's object, (K,).
+        masks: Pseudo mask of each object, bool or in [0, 1], (N, h, w).
+        inside: Cells from which pairs count, bool, (N, h, w).
+        valid: Cells to which pairs count, bool, (N, h, w).
+        threshold: Smallest affinity of a pair that counts.
+
+    Returns:
+        A scalar; an instance without pairs adds nothing.
+    """
+    smooth = smoothed_masks(masks)
+    columns = smooth.shape[-1]
+    times = torch.zeros((len(PAIR_OFFSETS), *smooth.shape), dtype=torch.uint8, device=smooth.device)
+    for number, offset in enumerate(PAIR_OFFSETS):
+        agrees = label_agreement(*shifted_pair(smooth, offset)) >= threshold
+        inside_first, inside_second = shifted_pair(inside, offset)
+        valid_first, valid_second = shifted_pair(valid, offset)
+        ends = (inside_first & valid_second).byte() + (inside_second & valid_first).byte()
+        shifted_pair(times[number], offset)[0].copy_(ends * agrees)
+    pairs = times.sum(dim=(0, 2, 3))  # (N,)
+    weight_of_pair = weights / pairs[object_index].clamp(min=1)
+
+    logits = mask_logits.float().flatten()
+    cells = smooth[0].numel() if len(smooth) else 1
+    loss = logits.new_zeros(())
+    for number, (dy, dx) in enumerate(PAIR_OFFSETS):
+        ends = times[number][object_index].flatten()  # (K h w)
+        first = ends.nonzero()[:, 0]
+        value = _label_difference(logits[first], logits[first + dy * columns + dx])
+        loss = loss + (value * ends[first] * weight_of_pair[first // cells]).sum()
+    return loss
