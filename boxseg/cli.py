@@ -52,6 +52,12 @@ COMMANDS: dict[str, LazyCommand] = {
         "Time a training step beside torchvision's FCOS.",
         "train",
     ),
+    "ablate": LazyCommand(
+        "boxseg.train.ablation",
+        "ablate",
+        "Train the rows of the method's tables and compare them.",
+        "train",
+    ),
     "eval": LazyCommand(
         "boxseg.runtime.commands", "evaluate", "Score a file on a COCO data set.", "eval"
     ),

@@ -67,7 +67,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["nonsense"], "error: no command 'nonsense'; there are data, train, bench-step, eval, "),
+        (["nonsense"], "error: no command 'nonsense'; there are data, train, bench-step, ablate, "),
         (["--nonsense"], "error: No such option '--nonsense'"),
         (["help", "nonsense"], "error: no command 'nonsense'"),
     ],

@@ -256,3 +256,25 @@ def test_a_flip_of_an_unknown_class_is_refused() -> None:
     geometry = Geometry((40,), 640, flip={"left": "wright"})
     with pytest.raises(ValueError, match=r"unknown class 'wright'; classes are left, right"):
         geometry.mirrored_labels(["left", "right"])
+
+
+def test_careless_boxes_move_by_a_fraction_of_their_size_and_stay_the_same() -> None:
+    boxes = np.array([[100, 100, 140, 200], [0, 0, 10, 10]], dtype=np.float32)
+    rule = Geometry((64,), 64, box_jitter=0.1, seed=3)
+    moved = rule.careless(boxes, (300, 300), index=5)
+    apart = np.abs(moved - boxes)
+    assert (apart[0] <= [4, 10, 4, 10]).all()
+    assert (apart[0] > 0).all()
+    assert moved.min() >= 0
+    np.testing.assert_array_equal(moved, rule.careless(boxes, (300, 300), index=5))
+    assert not np.array_equal(moved, rule.careless(boxes, (300, 300), index=6))
+
+
+def test_without_jitter_boxes_stay_and_a_box_never_vanishes() -> None:
+    boxes = np.array([[1, 1, 3, 3]], dtype=np.float32)
+    np.testing.assert_array_equal(Geometry((64,), 64).careless(boxes, (9, 9), 0), boxes)
+    for index in range(50):
+        moved = Geometry((64,), 64, box_jitter=0.4).careless(boxes, (9, 9), index)
+        assert (moved[0, 2:] - moved[0, :2] >= 2).all()
+    none = np.zeros((0, 4), dtype=np.float32)
+    assert Geometry((64,), 64, box_jitter=0.4).careless(none, (9, 9), 0).shape == (0, 4)

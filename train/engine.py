@@ -425,6 +425,7 @@ class Engine:
                 long_side=data.long_side,
                 flip=data.flip,
                 size_per=data.size_per,
+                box_jitter=data.box_jitter,
                 seed=self.recipe.seed,
             ),
             classes=data.classes,

@@ -150,6 +150,9 @@ class DataRecipe(_Section):
     """The long side is never longer than this, in pixels."""
     flip: Annotated[Literal["off", "on"] | dict[str, str], BeforeValidator(_flip_setting)] = "on"
     """Mirror half of the images: off, on, or {left class: right class} to swap names as well."""
+    box_jitter: float = Field(default=0.0, ge=0, le=0.4)
+    """Misplace each side of each box by up to this fraction of the box, once and for all: shows
+    what careless annotation costs."""
     batch_size: int = Field(default=16, ge=1)
     """Images per optimizer step, over all devices."""
     workers: int = Field(default=2, ge=0)

@@ -146,6 +146,10 @@ _SIZE_STREAM = 0x512E
 """Parts the draws that a step makes from those that an image makes."""
 
 
+_BOX_STREAM = 0xB0C5
+"""Parts the errors of the boxes from the draws of an epoch."""
+
+
 class Geometry:
     """Multi-scale and horizontal flip; every draw comes from (seed, epoch, index, step) alone.
 
@@ -160,6 +164,7 @@ class Geometry:
         *,
         flip: FlipRule = "on",
         size_per: Literal["image", "batch"] = "image",
+        box_jitter: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Keep the rule.
@@ -170,6 +175,8 @@ class Geometry:
             flip: "off"; "on" (one image in two); or {left class: right class}: as "on", and a
                 flip swaps the two classes of each pair.
             size_per: Draw a short side for each image, or one for all images of a step.
+            box_jitter: Move each side of each box by up to this fraction of the box, the same in
+                every epoch: how careless annotation is imitated.
             seed: Seed of the run.
         """
         if not short_sides or min(short_sides) < 1:
@@ -191,6 +198,7 @@ class Geometry:
         self.long_side = long_side
         self.flip: FlipRule = flip if isinstance(flip, str) else dict(flip)
         self.size_per = size_per
+        self.box_jitter = box_jitter
         self.seed = seed
 
     def mirrored_labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -229,6 +237,27 @@ class Geometry:
             place = int(shared.integers(len(self.short_sides)))
         return self.short_sides[place], flipped and self.flip != "off"
 
+    def careless(
+        self, boxes: NDArray[np.float32], size: tuple[int, int], index: int
+    ) -> NDArray[np.float32]:
+        """Return the boxes of an image as `box_jitter` misplaces them, at least 2 px wide.
+
+        Args:
+            boxes: In pixels of the original frame, (N, 4).
+            size: Height and width of the image, limits of the result.
+            index: Index of the image in its data set.
+        """
+        if not self.box_jitter or not len(boxes):
+            return boxes
+        sequence = np.random.SeedSequence((self.seed, index, _BOX_STREAM))
+        generator = np.random.Generator(np.random.PCG64(sequence))
+        extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)  # width, height, width, height
+        moved = boxes + generator.uniform(-self.box_jitter, self.box_jitter, boxes.shape) * extent
+        limit = np.array([size[1], size[0]] * 2)
+        moved = np.clip(moved, 0, limit)
+        too_small = np.min(moved[:, 2:] - moved[:, :2], axis=1, keepdims=True) < 2
+        return np.where(too_small, boxes, moved).astype(np.float32)
+
     def __call__(
         self,
         frame: AnnotatedImage,
@@ -255,7 +284,8 @@ class Geometry:
         size = scaled_size(height, width, short, self.long_side)
         scale_y, scale_x = size[0] / height, size[1] / width
         image = resize_bilinear(frame.image, size[0], size[1])
-        boxes = frame.boxes * np.array([scale_x, scale_y, scale_x, scale_y], dtype=np.float32)
+        placed = self.careless(frame.boxes, (height, width), index)
+        boxes = placed * np.array([scale_x, scale_y, scale_x, scale_y], dtype=np.float32)
         labels = frame.labels
         masks = None if frame.masks is None else _resize_masks(frame.masks, size)
         if flipped:

@@ -1,0 +1,190 @@
+"""The ablation: its commands, its paired differences, its table; one real run is slow."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from boxseg.train import ablation
+from boxseg.train.ablation import (
+    ROWS,
+    AblationError,
+    Plan,
+    Row,
+    Run,
+    ablate,
+    base_run,
+    execute,
+    last_scores,
+    paired,
+    row_run,
+    run_plan,
+    table,
+)
+
+
+def plan(tmp_path: Path, **changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "config": "boxinst_mobilenetv2",
+        "data": (Path("d/one"), Path("d/two")),
+        "seeds": (0, 1),
+        "rows": tuple(row for row in ROWS if row.name in ("boxinst", "mqs")),
+        "out": tmp_path / "out",
+        "base_iters": 80,
+        "iters": 90,
+    }
+    return Plan(**{**values, **changes})
+
+
+def entry(data: str, recipe: str, seed: int, mask: float, sharp: float = 0.2) -> dict[str, Any]:
+    return {
+        "data": data,
+        "recipe": recipe,
+        "seed": seed,
+        "iterations": 90,
+        "box_ap": 0.5,
+        "mask_ap": mask,
+        "mask_ap50": 0.6,
+        "mask_ap75": sharp,
+    }
+
+
+def settings_of(run: Run) -> list[str]:
+    words = run.command
+    return [word for before, word in itertools.pairwise(words) if before == "-o"]
+
+
+def test_rows_have_unique_names_and_known_predecessors() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    assert {row.before for row in ROWS} <= set(names)
+
+
+def test_every_row_continues_the_base_of_its_data_and_seed(tmp_path: Path) -> None:
+    chosen = plan(tmp_path)
+    base = base_run(chosen, Path("d/one"), 1)
+    assert base.folder == tmp_path / "out" / "one" / "seed1" / "base"
+    assert "--weights" not in base.command
+    run = row_run(chosen, Path("d/one"), 1, chosen.rows[1])
+    words = run.command
+    assert words[words.index("--weights") + 1] == str(base.folder / "last.pt")
+    assert words[words.index("--seed") + 1] == "1"
+    assert "schedule.max_iters=90" in settings_of(run)
+    assert "terms.pseudo_mask={warmup_steps: 10}" in settings_of(run)
+
+
+def test_settings_of_the_user_come_before_those_of_the_row(tmp_path: Path) -> None:
+    row = Row("x", "x", ("data.batch_size=2",))
+    run = row_run(plan(tmp_path, overrides=("data.batch_size=8",)), Path("d/one"), 0, row)
+    assert settings_of(run)[-2:] == ["data.batch_size=8", "data.batch_size=2"]
+
+
+def test_paired_differences_by_hand() -> None:
+    entries = [
+        entry("one", "boxinst", 0, 0.30),
+        entry("one", "boxinst", 1, 0.40),
+        entry("two", "boxinst", 0, 0.10),
+        entry("one", "mqs", 0, 0.31),
+        entry("one", "mqs", 1, 0.43),
+        entry("two", "mqs", 1, 0.90),  # its partner is missing
+    ]
+    found = paired(entries, "mqs", "boxinst", "mask_ap")
+    assert found is not None
+    # differences 1 and 3: mean 2, standard deviation sqrt(2), error sqrt(2) / sqrt(2)
+    assert found.mean == pytest.approx(2.0)
+    assert found.error == pytest.approx(1.0)
+    assert found.pairs == 2
+    assert str(found) == "+2.0 ± 1.0"
+
+
+def test_one_pair_has_no_error_and_no_pair_no_difference() -> None:
+    entries = [entry("one", "boxinst", 0, 0.30), entry("one", "mqs", 0, 0.29)]
+    found = paired(entries, "mqs", "boxinst", "mask_ap")
+    assert found is not None
+    assert str(found) == "-1.0"
+    assert paired(entries, "mqs", "bqr", "mask_ap") is None
+
+
+def test_the_table_has_a_line_for_each_row_that_was_run() -> None:
+    entries = [entry("one", "boxinst", 0, 0.30), entry("one", "mqs", 0, 0.35, 0.5)]
+    lines = table(entries, ROWS)
+    assert len(lines) == 4
+    assert lines[2].startswith("| BoxInst | 30.0 (20.0), 50.0 |")
+    assert "| 35.0 (50.0), 50.0 | +5.0 | +30.0 |" in lines[3]
+
+
+def test_scores_are_those_of_the_last_step_only(tmp_path: Path) -> None:
+    assert last_scores(tmp_path, 90) is None
+    (tmp_path / "metrics.csv").write_text(
+        "step,phase,loss,box_AP,mask_AP\n40,validation,,0.1,0.2\n90,train,1.5,,\n"
+        "90,validation,,0.5,0.25\n"
+    )
+    assert last_scores(tmp_path, 90) == {"box_AP": 0.5, "mask_AP": 0.25}
+    assert last_scores(tmp_path, 80) is None
+
+
+def test_a_failed_run_is_named_with_its_last_line(tmp_path: Path) -> None:
+    run = Run(tmp_path / "row", ("train", "--config", "boxinst_mobilenetv2", "--data", "nowhere"))
+    with pytest.raises(AblationError, match=r"row ended with exit code 3: error: .*nowhere.*row.l"):
+        execute(run, 1, print)
+
+
+def test_a_row_that_is_done_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def pretend(run: Run, _threads: int, _say: object) -> float:
+        trained.append("/".join(run.folder.parts[-3:]))
+        run.folder.mkdir(parents=True)
+        steps = 80 if run.folder.name == "base" else 90
+        (run.folder / "metrics.csv").write_text(
+            f"step,phase,box_AP,mask_AP,mask_AP50,mask_AP75\n{steps},validation,0.5,0.4,0.6,0.3\n"
+        )
+        return 1.0
+
+    monkeypatch.setattr(ablation, "execute", pretend)
+    chosen = plan(tmp_path, data=(Path("d/one"),), seeds=(0,))
+    first = run_plan(chosen, print)
+    assert trained == ["one/seed0/base", "one/seed0/boxinst", "one/seed0/mqs"]
+    assert [row["recipe"] for row in first] == ["boxinst", "mqs"]
+    assert first[0] == json.loads((tmp_path / "out" / "ablation.json").read_text())[0]
+    trained.clear()
+    more = run_plan(plan(tmp_path, data=(Path("d/one"),), seeds=(0, 1)), print)
+    assert trained == ["one/seed1/base", "one/seed1/boxinst", "one/seed1/mqs"]
+    assert len(more) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--row", "magic"], "'magic' is not a row; rows: condinst, boxinst"),
+        (["--config", "no_such_recipe"], "no_such_recipe"),
+        (["-o", "data.colour=1"], "data.colour is not a setting"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_training(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    for name in ("train.json", "val.json"):
+        (tmp_path / name).write_text("{}")
+    found = CliRunner().invoke(
+        ablate, ["--data", str(tmp_path), "--out", str(tmp_path / "out"), *words]
+    )
+    assert found.exit_code != 0
+    assert message in f"{found.output} {found.exception}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_plan_is_not_mixed_in(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "plan.json").write_text('{"iters": 7}\n')
+    for name in ("train.json", "val.json"):
+        (tmp_path / name).write_text("{}")
+    found = CliRunner().invoke(ablate, ["--data", str(tmp_path), "--out", str(out)])
+    assert found.exit_code == 2
+    assert "holds an ablation with other settings" in found.output
