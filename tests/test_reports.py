@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,45 @@ def test_predictions_stand_beside_the_truth(tmp_path: Path, images: int) -> None
     # two pictures of 480 per image, two images per row
     assert width > 2 * 480 * min(2, images)
     assert height > 360 * ((min(images, 6) + 1) // 2)
+
+
+def test_diagnostics_are_averaged_over_the_steps_that_have_them(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with open_reports(tmp_path, text) as reports:
+        for step in range(1, LOG_EVERY + 1):
+            told = {"pseudo_quality": 0.8} if step > 10 else {}
+            if step == LOG_EVERY:
+                told["ema_distance"] = 0.125
+            reports.step(replace(report(step, 1.0), diagnostics=told))
+    row = MetricsFile(tmp_path / "metrics.csv", keep_until=99).rows()[0]
+    assert float(row["pseudo_quality"]) == pytest.approx(0.8)
+    assert row["ema_distance"] == "0.125"
+    assert "look:" not in text.getvalue()
+
+
+def test_a_diagnostic_that_shows_trouble_is_said_once(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with open_reports(tmp_path, text) as reports:
+        for step in range(1, 2 * LOG_EVERY + 1):
+            reports.step(replace(report(step, 1.0), diagnostics={"pseudo_share": 0.04}))
+    said = [line for line in lines_of(text) if line.startswith("look:")]
+    assert said == [
+        "look: only 4% of the boxes have a pseudo mask: the teacher scores too low; give it a "
+        "later start (teacher.start) or the run more steps"
+    ]
+
+
+def test_the_accuracy_of_other_weights_stands_beside(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with open_reports(tmp_path, text) as reports:
+        reports.validation(
+            40,
+            accuracy(masks=True),
+            score=0.4,
+            improved=False,
+            beside={"student": accuracy(masks=False)},
+        )
+    row = MetricsFile(tmp_path / "metrics.csv", keep_until=99).rows()[0]
+    assert row["mask_AP"] == row["student_box_AP"] == "0.5"
+    assert "student_mask_AP" not in row
+    assert "  student:" in lines_of(text)

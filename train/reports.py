@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -68,6 +68,8 @@ class StepReport:
     """Waiting for the batch."""
     step_seconds: float
     """Forward, backward and update."""
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    """What tells how training goes beside the losses."""
 
 
 class MetricsFile:
@@ -119,6 +121,51 @@ class MetricsFile:
             file.write(self._line(row))
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A diagnostic that says when training goes wrong, and the sentence that tells it."""
+
+    column: str
+    wrong: Callable[[float], bool]
+    sentence: str
+    """With {value}, the mean of LOG_EVERY steps."""
+
+
+FINDINGS = (
+    Finding(
+        "pseudo_share",
+        lambda value: value < 0.1,
+        "only {value:.0%} of the boxes have a pseudo mask: the teacher scores too low; give it a "
+        "later start (teacher.start) or the run more steps",
+    ),
+    Finding(
+        "pseudo_quality",
+        lambda value: 0 < value < 0.3,
+        "pseudo masks have a mean quality of {value:.2f}: the teacher does not know these objects "
+        "yet; a later teacher.start may help",
+    ),
+    Finding(
+        "ema_distance",
+        lambda value: value > 0.3,
+        "the teacher's weights are {value:.0%} away from the student's: it lags; a smaller "
+        "teacher.momentum follows faster",
+    ),
+    Finding(
+        "depth_edge_share",
+        lambda value: value < 0.05,
+        "only {value:.1%} of neighbouring cells are of like depth, so the consistency term hardly "
+        "acts: are the depth maps 0..255 after reading, and smooth?",
+    ),
+    Finding(
+        "depth_logit_max",
+        lambda value: value > 200,
+        "mask logits reach {value:.0f}: the depth factor is small and lets them grow; "
+        "set schedule.clip_norm, or a smaller terms.depth.weight",
+    ),
+)
+"""What diagnostics can complain about; each is said once."""
+
+
 def duration(seconds: float) -> str:
     """Return a time span for people: 45 s, 12 min, 3 h 05 min."""
     if seconds < 90:
@@ -128,25 +175,26 @@ def duration(seconds: float) -> str:
 
 
 class _Averages:
-    """Means since the last row."""
+    """Means since the last row, each over the steps that had the value."""
 
     def __init__(self) -> None:
-        self.count = 0
         self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
 
     def add(self, report: StepReport) -> None:
         """Count one step in."""
-        self.count += 1
         values = {f"loss_{name}": value for name, value in report.losses.items()}
         values["loss"] = sum(report.losses.values())
         values["data_seconds"] = report.data_seconds
         values["step_seconds"] = report.step_seconds
+        values |= report.diagnostics
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
         """Return the means and start anew."""
-        means = {name: total / self.count for name, total in self._sums.items()}
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self.__init__()  # type: ignore[misc]  # starts anew
         return means
 
@@ -185,6 +233,7 @@ class Reports:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._writer: SummaryWriter | None = None
+        self._complained: set[str] = set()
 
     def __enter__(self) -> Self:
         """Open files and screen."""
@@ -251,6 +300,7 @@ class Reports:
         if report.step % LOG_EVERY and report.step != self._last:
             return
         means = self._averages.take()
+        self._complain(means)
         if self._progress is None:
             terms = "  ".join(
                 f"{name.removeprefix('loss_')} {value:.3f}"
@@ -271,6 +321,15 @@ class Reports:
         row |= {name: f"{value:.6g}" for name, value in means.items()}
         self._record(row)
 
+    def _complain(self, means: Mapping[str, float]) -> None:
+        """Say in a sentence what a diagnostic shows to go wrong, once each."""
+        for finding in FINDINGS:
+            value = means.get(finding.column)
+            if value is None or finding.column in self._complained or not finding.wrong(value):
+                continue
+            self._complained.add(finding.column)
+            self.note(f"look: {finding.sentence.format(value=value)}")
+
     def _record(self, row: Mapping[str, Cell]) -> None:
         self._metrics.append(row)
         if self._writer is None:
@@ -284,29 +343,39 @@ class Reports:
                 )
                 self._writer.add_scalar(tag, float(value), int(row["step"]))
 
-    def validation(self, step: int, accuracy: Accuracy, *, score: float, improved: bool) -> None:
+    def validation(
+        self,
+        step: int,
+        accuracy: Accuracy,
+        *,
+        score: float,
+        improved: bool,
+        beside: Mapping[str, Accuracy] | None = None,
+    ) -> None:
         """Print and record one validation.
 
         Args:
             step: Steps that are done.
-            accuracy: Box and mask AP and tightness.
+            accuracy: Box and mask AP and tightness of the weights that ship.
             score: The number that chooses the best weights.
             improved: Whether these weights are the best so far.
+            beside: The same of other weights by name, such as the raw student.
         """
         if not self._enabled:
             return
         row: dict[str, Cell] = {"step": step, "phase": "validation"}
-        for kind, precision in (("box", accuracy.box), ("mask", accuracy.mask)):
-            for name, value in (precision.as_dict() if precision else {}).items():
-                if value is not None:
-                    row[f"{kind}_{name}"] = f"{value:.6g}"
-        if accuracy.tightness is not None:
-            row["tightness"] = f"{accuracy.tightness:.6g}"
+        row |= _accuracy_cells(accuracy)
+        for name, other in (beside or {}).items():
+            row |= {f"{name}_{key}": cell for key, cell in _accuracy_cells(other).items()}
         row["score"] = f"{score:.6g}"
         self._record(row)
         self.note(f"validation after step {step}" + ("  (best so far)" if improved else ""))
         for line in report_lines(accuracy):
             self.note(f"  {line}")
+        for name, other in (beside or {}).items():
+            self.note(f"  {name}:")
+            for line in report_lines(other):
+                self.note(f"    {line}")
         self.draw_curves()
 
     def draw_curves(self) -> None:
@@ -332,6 +401,18 @@ class Reports:
             f"done: {self._last} steps in {duration(time.perf_counter() - self._began)}; "
             f"results in {self._out}"
         )
+
+
+def _accuracy_cells(accuracy: Accuracy) -> dict[str, Cell]:
+    """Return box and mask AP and tightness as cells of metrics.csv, without those not known."""
+    cells: dict[str, Cell] = {}
+    for kind, precision in (("box", accuracy.box), ("mask", accuracy.mask)):
+        for name, value in (precision.as_dict() if precision else {}).items():
+            if value is not None:
+                cells[f"{kind}_{name}"] = f"{value:.6g}"
+    if accuracy.tightness is not None:
+        cells["tightness"] = f"{accuracy.tightness:.6g}"
+    return cells
 
 
 def _series(rows: Sequence[Mapping[str, str]], column: str) -> tuple[list[int], list[float]]:
