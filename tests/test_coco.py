@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,23 @@ def test_an_image_without_its_depth_map_is_dropped(folder: Path) -> None:
     values["images"][0]["depth_file_name"] = "depth/b.png"
     with pytest.raises(DataError, match=r"none of 2 images is usable: 2 images without a depth"):
         open_set(folder, values, with_depth=True)
+
+
+def test_data_without_depth_maps_names_both_cures(folder: Path) -> None:
+    cures = (
+        f"make depth maps with boxseg data depth {folder} --predictor FILE.onnx, or train without "
+        "depth: -o terms.depth=null -o terms.depth_consistency=null"
+    )
+    values = content()
+    with pytest.raises(DataError, match=re.escape(cures)) as refused:
+        open_set(folder, values, with_depth=True)
+    assert "\n" not in str(refused.value)
+    # one of two images without a map: the other is used, and the note says what to do
+    Image.fromarray(np.zeros((2, 2), dtype=np.uint8)).save(folder / "map.png")
+    values["images"][0]["depth_file_name"] = "map.png"
+    images = open_set(folder, values, with_depth=True)
+    assert len(images) == 1
+    assert any(note.endswith(cures) for note in images.notes)
 
 
 def test_a_colour_depth_map_is_refused(folder: Path) -> None:

@@ -9,7 +9,12 @@ import torch
 
 from boxseg.config import ModelConfig
 from boxseg.student import Student
-from boxseg.train.criterion import StepContext, build_criterion
+from boxseg.train.criterion import (
+    Criterion,
+    DepthConsistencyTerm,
+    StepContext,
+    build_criterion,
+)
 from boxseg.train.pseudo_masks import PseudoMasks
 from boxseg.train.transforms import Batch
 
@@ -22,21 +27,22 @@ ALL_TERMS: dict[str, dict[str, Any]] = {
 }
 
 
+CONFIG = ModelConfig(
+    classes=("a", "b"),
+    category_ids=(1, 2),
+    backbone="resnet18",
+    fpn_channels=16,
+    tower_channels=16,
+    tower_depth=1,
+    mask_branch_channels=8,
+    mask_branch_depth=1,
+)
+
+
 @pytest.fixture(scope="module")
 def student() -> Student:
     torch.manual_seed(0)
-    return Student(
-        ModelConfig(
-            classes=("a", "b"),
-            category_ids=(1, 2),
-            backbone="resnet18",
-            fpn_channels=16,
-            tower_channels=16,
-            tower_depth=1,
-            mask_branch_channels=8,
-            mask_branch_depth=1,
-        )
-    )
+    return Student(CONFIG)
 
 
 def batch_of(boxes: list[list[list[float]]], masks: list[torch.Tensor] | None = None) -> Batch:
@@ -62,7 +68,7 @@ def losses(
     student: Student, terms: dict[str, Any], batch: Batch, step: int = 100
 ) -> dict[str, torch.Tensor]:
     predictions = student(batch.images)
-    criterion = build_criterion(terms)
+    criterion = build_criterion(terms, CONFIG)
     found: dict[str, torch.Tensor] = criterion(StepContext(student, predictions, batch, step))
     return found
 
@@ -112,8 +118,8 @@ def test_true_masks_are_asked_for_only_by_the_supervised_term(student: Student) 
         losses(student, terms, batch)
     masks = [torch.ones(len(rows), 16, 24) for rows in BOXES]
     assert 0 < losses(student, terms, batch_of(BOXES, masks))["mask_dice"].item() <= 1
-    assert build_criterion(terms).needs_masks
-    assert not build_criterion(ALL_TERMS).needs_masks
+    assert build_criterion(terms, CONFIG).needs_masks
+    assert not build_criterion(ALL_TERMS, CONFIG).needs_masks
 
 
 def test_masks_reach_the_positives_of_their_own_object(student: Student) -> None:
@@ -167,12 +173,12 @@ def pseudo_context(
 def test_pseudo_terms_are_zero_without_a_teacher_or_without_quality(student: Student) -> None:
     none = pseudo_context(student, [[0.0], [0.0, 0.0]])
     for context in (none, replace(none, pseudo=None)):
-        found = build_criterion(PSEUDO_TERMS)(context)
+        found = build_criterion(PSEUDO_TERMS, CONFIG)(context)
         for name in ("pseudo_mask", "pseudo_affinity"):
             assert found[name].item() == 0
             assert found[name].requires_grad
-    assert build_criterion(PSEUDO_TERMS).needs_teacher
-    assert not build_criterion(ALL_TERMS).needs_teacher
+    assert build_criterion(PSEUDO_TERMS, CONFIG).needs_teacher
+    assert not build_criterion(ALL_TERMS, CONFIG).needs_teacher
 
 
 def test_the_pseudo_mask_term_is_equation_1(student: Student) -> None:
@@ -180,7 +186,7 @@ def test_the_pseudo_mask_term_is_equation_1(student: Student) -> None:
     quality = {(0, 0): 0.0, (1, 0): 0.5, (1, 1): 0.25}
     assert context.pseudo is not None
     found = {
-        target: build_criterion({"focal": {}, "pseudo_mask": {"target": target}})(
+        target: build_criterion({"focal": {}, "pseudo_mask": {"target": target}}, CONFIG)(
             replace(context, teacher_step=10000)
         )["pseudo_mask"].item()
         for target in ("hard", "soft")
@@ -202,7 +208,8 @@ def test_the_pseudo_mask_term_is_equation_1(student: Student) -> None:
 def test_pseudo_terms_warm_up_with_the_steps_of_the_teacher(student: Student) -> None:
     context = pseudo_context(student, [[0.3], [0.5, 0.25]])
     full, half, start = (
-        build_criterion(PSEUDO_TERMS)(replace(context, teacher_step=step)) for step in (10, 5, 0)
+        build_criterion(PSEUDO_TERMS, CONFIG)(replace(context, teacher_step=step))
+        for step in (10, 5, 0)
     )
     for name in ("pseudo_mask", "pseudo_affinity"):
         assert full[name].item() > 0
@@ -220,7 +227,7 @@ def test_cells_that_do_not_count_change_nothing(student: Student) -> None:
     other = [mask.clone() for mask in context.pseudo.masks]
     for mask in other:
         mask[:, :, 12:] = 1 - mask[:, :, 12:]
-    criterion = build_criterion(PSEUDO_TERMS)
+    criterion = build_criterion(PSEUDO_TERMS, CONFIG)
     first = criterion(replace(context, pseudo=ignored))
     second = criterion(replace(context, pseudo=replace(ignored, masks=other)))
     plain = criterion(context)
@@ -231,7 +238,7 @@ def test_cells_that_do_not_count_change_nothing(student: Student) -> None:
 
 def test_pseudo_terms_reach_masks_of_objects_with_quality_alone(student: Student) -> None:
     context = pseudo_context(student, [[0.0], [0.5, 0.0]])
-    found = build_criterion(PSEUDO_TERMS)(context)
+    found = build_criterion(PSEUDO_TERMS, CONFIG)(context)
     logits = context.mask_logits
     for name in ("pseudo_mask", "pseudo_affinity"):
         (gradient,) = torch.autograd.grad(found[name], logits, retain_graph=True)
@@ -240,9 +247,154 @@ def test_pseudo_terms_reach_masks_of_objects_with_quality_alone(student: Student
         assert touched.tolist() == ((context.mask_image_index == 1) & (owners == 0)).tolist()
 
 
+DEPTH: dict[str, dict[str, Any]] = {
+    "depth": {},
+    "depth_consistency": {"start_steps": 20, "warmup_steps": 10},
+}
+DEPTH_RECIPE: dict[str, dict[str, Any]] = {"focal": {}, "projection": {}, **DEPTH}
+
+
+def depth_step(
+    student: Student,
+    depth: torch.Tensor | None,
+    terms: dict[str, dict[str, Any]] = DEPTH_RECIPE,
+    step: int = 30,
+    boxes: list[list[list[float]]] = BOXES,
+    height: int = 64,
+) -> tuple[Criterion, StepContext, dict[str, torch.Tensor]]:
+    """Criterion with a seeded head, its context and its losses; content `height` of 64 rows."""
+    batch = replace(batch_of(boxes), depth=depth, sizes=torch.tensor([[height, 96]] * 2))
+    torch.manual_seed(5)
+    criterion = build_criterion(terms, CONFIG)
+    context = StepContext(
+        student, student(batch.images), batch, step, depth_head=criterion.depth_head
+    )
+    return criterion, context, criterion(context)
+
+
+def test_only_the_depth_term_brings_a_depth_head_and_its_weights_are_the_criterions(
+    student: Student,
+) -> None:
+    both = build_criterion(DEPTH_RECIPE, CONFIG)
+    names = ["depth_head.controller.weight", "depth_head.controller.bias"]
+    assert list(both.state_dict()) == [name for name, _ in both.named_parameters()] == names
+    assert both.state_dict()[names[0]].shape == (9, 16, 3, 3)
+    assert both.needs_depth
+    alone = build_criterion({"focal": {}, "depth_consistency": {}}, CONFIG)
+    assert alone.needs_depth
+    assert alone.depth_head is None
+    assert not build_criterion(ALL_TERMS, CONFIG).needs_depth
+
+
+def test_the_depth_term_is_the_mean_over_the_cells_of_each_box(student: Student) -> None:
+    # depth 51 in the left half of the first image, 255 elsewhere: targets 0.2 and 1
+    depth = torch.full((2, 16, 24), 255.0)
+    depth[0, :, :12] = 51
+    # rows 40 and below are padding, centres of rows 0..9 lie in the content; what is there is junk
+    depth[:, 10:] = -1e6
+    _, context, found = depth_step(student, depth, height=40)
+    expected = 0.0
+    for k, image in enumerate(context.mask_image_index.tolist()):
+        x1, y1, x2, y2 = context.object_boxes[k].tolist()
+        errors = [
+            (context.guided_masks.depth[k, i, j].item() - (0.2 if image == 0 and j < 12 else 1))
+            ** 2
+            for i in range(10)
+            for j in range(24)
+            if x1 <= 4 * j + 2 < x2 and y1 <= 4 * i + 2 < y2
+        ]
+        expected += sum(errors) / len(errors)
+    assert len(context.chosen) > 3
+    assert found["depth"].item() == pytest.approx(expected / len(context.chosen), rel=1e-5)
+
+
+def test_all_mask_terms_train_on_the_guided_masks(student: Student) -> None:
+    student.eval()
+    _, guided, found = depth_step(student, torch.zeros(2, 16, 24))
+    _, plain, without = depth_step(student, None, {"focal": {}, "projection": {}})
+    student.train()
+    torch.testing.assert_close(guided.guided_masks.plain, plain.mask_logits)
+    factor = 0.05 + 0.95 * guided.guided_masks.depth
+    torch.testing.assert_close(guided.mask_logits, plain.mask_logits * factor)
+    assert found["projection"].item() != pytest.approx(without["projection"].item(), rel=1e-3)
+    inside = guided.box_masks > 0
+    largest = guided.diagnostics["depth_logit_max"]
+    assert largest.item() == plain.mask_logits[inside].abs().max().item()
+    assert not largest.requires_grad
+
+
+def test_depth_edges_decide_which_neighbours_are_consistent(student: Student) -> None:
+    # equal depth: every pair passes. Columns of period 4, two of depth 0 and two of depth 9: a cell
+    # differs from those two columns away, not from those in its own: 2 of 8 neighbours pass
+    terms: dict[str, dict[str, Any]] = {"focal": {}, "depth_consistency": {"start_steps": 0}}
+    terms["depth_consistency"]["warmup_steps"] = 0
+    boxes = [[[16.0, 16.0, 48.0, 48.0]], [[20.0, 20.0, 60.0, 44.0]]]  # no neighbour beyond a border
+    stripes = torch.tensor([0.0, 0, 9, 9]).repeat(6).expand(2, 16, 24)
+    found = {}
+    for name, depth in (("flat", torch.full((2, 16, 24), 7.0)), ("stripes", stripes)):
+        _, context, losses = depth_step(student, depth, terms, boxes=boxes)
+        found[name] = context.diagnostics["depth_edge_share"].item()
+        steps = [(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if dy or dx]
+        steps = [step for step in steps if name == "flat" or step[1] == 0]
+        total, pairs = 0.0, 0
+        p = context.mask_logits.detach().double().sigmoid()
+        for k, i, j in context.box_masks.nonzero().tolist():
+            for dy, dx in steps:
+                a, b = p[k, i, j], p[k, i + dy, j + dx]
+                total -= torch.log(a * b + (1 - a) * (1 - b)).item()
+                pairs += 1
+        assert losses["depth_consistency"].item() == pytest.approx(total / pairs, rel=1e-4)
+    assert found == {"flat": 1.0, "stripes": 0.25}
+
+
+def test_depth_consistency_starts_and_warms_up_by_steps(student: Student) -> None:
+    student.eval()
+    values = {}
+    for step in (0, 20, 25, 30, 1000):
+        _, context, found = depth_step(student, torch.zeros(2, 16, 24), step=step)
+        values[step] = found["depth_consistency"].item()
+        assert context.diagnostics["depth_edge_share"].item() == 1
+    student.train()
+    assert values[0] == values[20] == 0
+    assert values[25] == pytest.approx(values[30] / 2)
+    assert values[30] == values[1000] > 0
+    term = DepthConsistencyTerm(start_steps=3, warmup_steps=0)
+    assert [term.warm_up(step) for step in (2, 3)] == [0, 1]
+
+
+def test_depth_terms_reach_the_depth_head_and_the_student(student: Student) -> None:
+    for name in DEPTH:
+        criterion, _, found = depth_step(student, torch.rand(2, 16, 24) * 2)
+        student.zero_grad()
+        found[name].backward()
+        learning = [*criterion.parameters(), *student.mask_branch.parameters()]
+        learning += list(student.head.box_tower.parameters())
+        assert all(value.grad is not None and value.grad.any() for value in learning)
+        assert not any(value.grad is not None for value in student.head.class_tower.parameters())
+
+
+def test_a_batch_without_boxes_touches_the_depth_head_too(student: Student) -> None:
+    criterion, context, found = depth_step(student, torch.rand(2, 16, 24), boxes=[[], []])
+    for name in DEPTH:
+        assert found[name].item() == 0
+        (gradient,) = torch.autograd.grad(
+            found[name], [criterion.get_parameter("depth_head.controller.bias")], retain_graph=True
+        )
+        assert not gradient.any()
+    assert context.diagnostics["depth_logit_max"].item() == 0
+    assert context.diagnostics["depth_edge_share"].item() == 1  # all depths lie in [0, 1]
+
+
+@pytest.mark.parametrize("name", list(DEPTH))
+def test_data_without_depth_is_refused_by_the_depth_terms(student: Student, name: str) -> None:
+    with pytest.raises(ValueError, match=f"terms.{name} needs data with depth maps"):
+        depth_step(student, None, {"focal": {}, name: {}})
+
+
 def test_every_rank_averages_equally_often_with_and_without_positives(student: Student) -> None:
-    counts = []
-    for boxes in (BOXES, [[], []]):
+    counts: list[tuple[int, list[str]]] = []
+    nothing: list[list[list[float]]] = [[], []]
+    for boxes in (BOXES, nothing):
         calls: list[float] = []
 
         def mean(value: torch.Tensor, calls: list[float] = calls) -> torch.Tensor:
@@ -250,15 +402,26 @@ def test_every_rank_averages_equally_often_with_and_without_positives(student: S
             return value
 
         batch = batch_of(boxes)
-        batch = replace(batch, masks=[torch.ones(len(rows), 16, 24) for rows in boxes])
+        masks = [torch.ones(len(rows), 16, 24) for rows in boxes]
+        batch = replace(batch, masks=masks, depth=torch.zeros(2, 16, 24))
         pseudo = pseudo_of(batch, [[1.0] * len(rows) for rows in boxes])
+        terms = {**ALL_TERMS, **PSEUDO_TERMS, **DEPTH, "mask_dice": {}}
+        criterion = build_criterion(terms, CONFIG)
         context = StepContext(
-            student, student(batch.images), batch, 5, mean, pseudo=pseudo, teacher_step=5
+            student,
+            student(batch.images),
+            batch,
+            5,
+            mean,
+            pseudo=pseudo,
+            teacher_step=5,
+            depth_head=criterion.depth_head,
         )
-        terms = {**ALL_TERMS, **PSEUDO_TERMS, "mask_dice": {}}
-        assert all(value.requires_grad for value in build_criterion(terms)(context).values())
-        counts.append(len(calls))
-    assert counts[0] == counts[1] > 0
+        assert all(value.requires_grad for value in criterion(context).values())
+        counts.append((len(calls), sorted(context.diagnostics)))
+    assert counts[0] == counts[1]
+    assert counts[0][0] > 0
+    assert counts[0][1] == ["depth_edge_share", "depth_logit_max"]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +447,10 @@ def test_every_rank_averages_equally_often_with_and_without_positives(student: S
             "terms.pseudo_mask.target must be hard or soft, got 1",
         ),
         (
+            {"focal": {}, "depth": {"form": "sum"}},
+            "terms.depth.form must be contract or paper, got 'sum'",
+        ),
+        (
             {"focal": {}, "pseudo_affinity": {"threshold": 1.5}},
             "terms.pseudo_affinity.threshold must be a number in [0, 1], got 1.5",
         ),
@@ -299,4 +466,4 @@ def test_every_rank_averages_equally_often_with_and_without_positives(student: S
 )
 def test_a_wrong_term_is_refused_with_its_path(terms: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_criterion(terms)
+        build_criterion(terms, CONFIG)

@@ -489,6 +489,39 @@ def test_masks_are_loaded_only_for_the_recipe_that_is_supervised_by_them(tmp_pat
     assert engine.images.sample(0, epoch=0).masks is not None
 
 
+DEPTH = (
+    "terms.depth={}",
+    "terms.depth_consistency={start_steps: 1, warmup_steps: 2}",
+    "schedule.max_iters=4",
+)
+
+
+def test_a_depth_recipe_needs_depth_maps_and_its_head_is_saved_beside_the_model(
+    tmp_path: Path,
+) -> None:
+    data = write_data(tmp_path / "data")
+    with pytest.raises(DataError, match=r"boxseg data depth .* or train without depth: -o terms"):
+        Engine(recipe_with(*DEPTH), settings_for(data, tmp_path / "none"))
+    content = json.loads((data / "train.json").read_text())
+    for index, entry in enumerate(content["images"]):
+        depth = np.random.default_rng(index).integers(0, 65536, (32, 48), dtype=np.uint16)
+        entry["depth_file_name"] = f"depth{index}.png"
+        Image.fromarray(depth).save(data / entry["depth_file_name"])
+    (data / "train.json").write_text(json.dumps(content))
+    start = Engine(recipe_with(*DEPTH), settings_for(data, tmp_path / "start"))
+    whole = run(recipe_with(*DEPTH), settings_for(data, tmp_path / "whole"))
+    with pytest.raises(RunInterruptedError):
+        run(recipe_with(*DEPTH), settings_for(data, tmp_path / "parts"), stop_after=2)
+    rest = run(recipe_with(*DEPTH), settings_for(data, tmp_path / "parts", resume=True))
+    head = whole.criterion.state_dict()
+    assert list(head) == ["depth_head.controller.weight", "depth_head.controller.bias"]
+    for name, value in rest.criterion.state_dict().items():
+        assert torch.equal(value, head[name])
+        assert not torch.equal(value, start.criterion.state_dict()[name])
+    shipped = load_model(tmp_path / "whole" / "last.pt").state_dict()
+    assert list(shipped) == list(start.student.state_dict())
+
+
 def test_bfloat16_trains_on_a_cpu(data: Path, tmp_path: Path) -> None:
     engine = run(
         recipe_with("precision=bf16-mixed", "schedule.max_iters=2"),

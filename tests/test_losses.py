@@ -17,6 +17,7 @@ from boxseg.train.affinity import (
 )
 from boxseg.train.losses import (
     centerness,
+    depth_loss,
     dice_loss,
     distance_iou,
     focal_loss,
@@ -262,3 +263,23 @@ def test_sums_over_nothing_are_zero() -> None:
     empty = torch.zeros(0, 3)
     assert focal_loss(empty, empty).item() == 0
     assert F.relu(dice_loss(empty, empty)).shape == (0,)
+
+
+def test_depth_loss_is_known_by_hand_and_zero_without_cells() -> None:
+    # instance 0 of image 1: cells 0.5 - 51 / 255 = 0.3 and 0.9 - 255 / 255 = -0.1 count:
+    # (0.09 + 0.01) / 2 = 0.05; instance 1 has no cell that counts
+    depth = torch.tensor([[[0.5, 0.9, 0.1]], [[0.5, 0.5, 0.5]]])
+    target = torch.tensor([[[7.0, 7, 7]], [[51.0, 255, 7]]])
+    counted = torch.tensor([[[True, True, False]], [[False, False, False]]])
+    found = depth_loss(depth, target, counted, torch.tensor([1, 0]))
+    torch.testing.assert_close(found, torch.tensor([0.05, 0.0]))
+    none = depth_loss(depth[:0], target, counted[:0], torch.zeros(0, dtype=torch.long))
+    assert none.shape == (0,)
+
+
+def test_gradient_of_the_depth_loss_reaches_counted_cells_alone() -> None:
+    # d/dD (D - t)^2 / 2 cells = D - t
+    depth = torch.tensor([[[0.5, 0.9, 0.1]]], requires_grad=True)
+    counted = torch.tensor([[[True, True, False]]])
+    depth_loss(depth, torch.tensor([[[51.0, 255, 7]]]), counted, torch.tensor([0])).sum().backward()
+    torch.testing.assert_close(depth.grad, torch.tensor([[[0.3, -0.1, 0.0]]]))

@@ -31,8 +31,11 @@ MINIMAL: dict[str, dict[str, dict[str, float]]] = {
 @pytest.mark.parametrize("name", known_recipes())
 def test_every_recipe_that_ships_parses_and_its_terms_build(name: str) -> None:
     recipe = read_recipe(find_recipe(name))
-    build_criterion(recipe.terms)
-    assert recipe.model.build(("thing",), (1,)).classes == ("thing",)
+    config = recipe.model.build(("thing",), (1,))
+    assert config.classes == ("thing",)
+    criterion = build_criterion(recipe.terms, config)
+    assert criterion.needs_depth == recipe.uses_depth
+    assert criterion.needs_masks == recipe.uses_masks
 
 
 @pytest.mark.parametrize("name", known_recipes())

@@ -12,6 +12,7 @@ assigner.py        which locations learn which object
 affinity.py        which neighbouring pixels look alike, by colour or by depth
 losses.py          pure functions
 criterion.py       the terms that a recipe lists
+depth_head.py      guides masks by depth while they are trained
 engine.py          the loop: step, validation, saving, resuming
 transfer.py        start from another model
 trainer_state.py   trainer.pt

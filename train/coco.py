@@ -344,6 +344,13 @@ class CocoBoxes(Dataset[Sample]):
         self.dropped[reason] += 1
         self._first.setdefault(reason, where)
 
+    def _depth_cures(self) -> str:
+        """Say what to do about images without depth."""
+        return (
+            f"make depth maps with boxseg data depth {self._root} --predictor FILE.onnx, or train "
+            "without depth: -o terms.depth=null -o terms.depth_consistency=null"
+        )
+
     def _keep_images(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Settle which images are in the set, in the order of their ids."""
         if not entries:
@@ -390,6 +397,7 @@ class CocoBoxes(Dataset[Sample]):
                 f"{self._path}: none of {len(entries)} images is usable: "
                 + "; ".join(f"{count} {reason}" for reason, count in self.dropped.items())
                 + f"; first: {next(iter(self._first.values()))}"
+                + (f"; {self._depth_cures()}" if MISSING_DEPTH in self.dropped else "")
             )
         kept.sort()
         self.image_ids = np.array([item[0] for item in kept], dtype=np.int64)
@@ -457,7 +465,11 @@ class CocoBoxes(Dataset[Sample]):
             lines.append(f"{self._path}: classes without an annotation: {', '.join(empty)}")
         for reason, count in self.dropped.items():
             line = f"{self._path}: dropped {count} {reason}"
-            lines.append(f"{line}, first {self._first[reason]}" if reason in _DEFECTS else line)
+            if reason in _DEFECTS:
+                line = f"{line}, first {self._first[reason]}"
+            if reason == MISSING_DEPTH:
+                line = f"{line}; {self._depth_cures()}"
+            lines.append(line)
         return lines
 
     def __len__(self) -> int:

@@ -6,28 +6,32 @@ B images, L locations, N positives, K of them with masks, h x w cells of the str
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from boxseg.boxes import rasterise
+from boxseg.config import ModelConfig
 from boxseg.mask_head import upsample_to_stride_4
 from boxseg.student import DensePredictions, Student
 from boxseg.train.affinity import (
     MASK_LOSS_STRIDE,
     colour_similarity,
+    depth_similarity,
     directed_edges,
     mean_colour,
     rgb_to_lab,
     valid_cells,
 )
 from boxseg.train.assigner import Assignment, assign_fcos, best_per_object
+from boxseg.train.depth_head import DepthHead, Form, GuidedMasks
 from boxseg.train.losses import (
     centerness,
+    depth_loss,
     dice_loss,
     distance_iou,
     focal_loss,
@@ -61,6 +65,11 @@ class StepContext:
     """What the teacher gives to the objects of the batch; None while there is no teacher."""
     teacher_step: int = 0
     """Optimizer steps taken since the teacher started."""
+    depth_head: DepthHead | None = None
+    """Guides the masks that are trained; None trains the masks as they ship."""
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    """What the terms say of this step beside their losses: scalars without gradient. Which ones
+    there are depends on the recipe alone, never on the batch."""
 
     @cached_property
     def assignment(self) -> Assignment:
@@ -113,7 +122,9 @@ class StepContext:
 
     @cached_property
     def mask_logits(self) -> Tensor:
-        """Logits at stride 4, (K, h, w)."""
+        """Logits at stride 4, under the guidance of depth where there is a head, (K, h, w)."""
+        if self.depth_head is not None:
+            return self.guided_masks.logits
         return upsample_to_stride_4(
             self.student.masks_at(
                 self.predictions,
@@ -121,6 +132,14 @@ class StepContext:
                 self.assignment.location_index[self.chosen],
             )
         )
+
+    @cached_property
+    def guided_masks(self) -> GuidedMasks:
+        """What the depth head makes of the trained masks."""
+        assert self.depth_head is not None, "a recipe with terms.depth has a depth head"
+        places = self.mask_image_index, self.assignment.location_index[self.chosen]
+        logits, hidden = self.student.mask_layers_at(self.predictions, *places)
+        return cast(GuidedMasks, self.depth_head(self.predictions, *places, logits, hidden))
 
     @cached_property
     def masks_per_rank(self) -> Tensor:
@@ -163,16 +182,36 @@ class StepContext:
         Args:
             bottom_pixels: Rows of the original image at the bottom that do not count.
         """
-        height, width = self.mask_logits.shape[-2:]
+        height, width = (side // MASK_LOSS_STRIDE for side in self.batch.images.shape[-2:])
         scale = self.batch.sizes[:, 0].float() / self.batch.original_sizes[:, 0].float()
         return valid_cells(self.batch.sizes, height, width, (bottom_pixels * scale).floor())
 
     @property
     def untouched(self) -> Tensor:
-        """Zero that depends on the mask features and parameters, so that no gradient is missing."""
-        return 0.0 * (
+        """Zero that depends on the mask features and parameters, so that no gradient is missing.
+
+        On the depth head's parameters too, where there is one.
+        """
+        total = (
             self.predictions.mask_features.float().sum() + self.predictions.parameters.float().sum()
         )
+        if self.depth_head is not None:
+            for parameter in self.depth_head.parameters():
+                total = total + parameter.sum()
+        return 0.0 * total
+
+    def depth_of_batch(self, term: str) -> Tensor:
+        """Return the depth of the batch, 0..255, (B, h, w).
+
+        Args:
+            term: Who asks.
+
+        Raises:
+            ValueError: if the batch carries none.
+        """
+        if self.batch.depth is None:
+            raise ValueError(f"terms.{term} needs data with depth maps; the batch carries none")
+        return self.batch.depth
 
 
 class Term(Protocol):
@@ -388,6 +427,97 @@ class PseudoAffinityTerm(_PseudoOptions):
         )
 
 
+@dataclass(frozen=True)
+class DepthTerm(_Options):
+    """Each instance's depth is that of its image, inside its box (Pseudo-Depth, arXiv:2403.01214).
+
+    A recipe with this term has a depth head, which guides the masks of all terms.
+    """
+
+    form: Form = "contract"
+    """How depth and masks are multiplied; see `DepthHead`."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the mean over trained masks.
+
+        Raises:
+            ValueError: if the batch carries no depth.
+        """
+        depth = context.depth_of_batch("depth")
+        count = context.masks_per_rank
+        context.diagnostics["depth_logit_max"] = depth.new_zeros(())
+        if not len(context.chosen):
+            return context.untouched
+        inside = context.box_masks > 0
+        counted = inside & context.valid_cells(0.0)[context.mask_image_index]
+        guided = context.guided_masks
+        with torch.no_grad():
+            largest = (guided.plain.abs() * inside).amax()
+        context.diagnostics["depth_logit_max"] = largest
+        total = depth_loss(guided.depth, depth, counted, context.mask_image_index).sum()
+        return self.weight * total / count
+
+
+@dataclass(frozen=True)
+class DepthConsistencyTerm(_Options):
+    """Neighbours of similar depth get one label (Pseudo-Depth, arXiv:2403.01214).
+
+    It starts when the colour term's warm-up is over, and has a warm-up of its own.
+    """
+
+    threshold: Share = 0.5
+    """Smallest depth similarity of a pair that counts; 0.5 is a step of 1.39 grey levels."""
+    start_steps: int = 10000
+    """Optimizer steps during which the weight stays 0."""
+    warmup_steps: int = 10000
+    """Optimizer steps after these over which the weight grows from 0."""
+
+    def __call__(self, context: StepContext) -> Tensor:
+        """Return the sum over similar pairs in the boxes / their number, warmed up.
+
+        Raises:
+            ValueError: if the batch carries no depth.
+        """
+        with torch.no_grad(), torch.autocast(context.batch.images.device.type, enabled=False):
+            similarity = self.similarity(context)
+        total, pairs = context.untouched, similarity.new_zeros(())
+        warm = self.warm_up(context.step)
+        if warm and len(context.chosen):
+            edges = directed_edges(similarity, self.threshold)
+            total, pairs = pairwise_loss(
+                context.mask_logits, context.box_masks, edges, context.mask_image_index
+            )
+        return self.weight * warm * total / context.mean_over_ranks(pairs).clamp(min=1)
+
+    def warm_up(self, step: int) -> float:
+        """Return the factor of the weight, in [0, 1], after `step` optimizer steps."""
+        if not self.warmup_steps:
+            return float(step >= self.start_steps)
+        return min(max((step - self.start_steps) / self.warmup_steps, 0.0), 1.0)
+
+    def similarity(self, context: StepContext) -> Tensor:
+        """Return the depth similarity of neighbours, (B, 8, h, w), and report who passes.
+
+        The share is that of the pairs that start in any box of the batch; in a batch without boxes,
+        of all pairs.
+        """
+        depth = context.depth_of_batch("depth_consistency")
+        height, width = depth.shape[-2:]
+        valid = context.valid_cells(0.0)
+        similarity = depth_similarity(depth, valid)
+        starts = torch.stack(
+            [
+                (rasterise(boxes, height, width, MASK_LOSS_STRIDE) > 0).any(dim=0)
+                for boxes in context.batch.boxes
+            ]
+        )[:, None]  # (B, 1, h, w)
+        starts = starts | ~starts.any()
+        passing = ((similarity >= self.threshold) & starts).sum()
+        pairs = ((depth_similarity(torch.zeros_like(depth), valid) > 0) & starts).sum()
+        context.diagnostics["depth_edge_share"] = passing / pairs.clamp(min=1)
+        return similarity
+
+
 TERMS: Mapping[str, type[_Options]] = {
     "focal": FocalTerm,
     "varifocal": VarifocalTerm,
@@ -398,6 +528,8 @@ TERMS: Mapping[str, type[_Options]] = {
     "mask_dice": MaskDiceTerm,
     "pseudo_mask": PseudoMaskTerm,
     "pseudo_affinity": PseudoAffinityTerm,
+    "depth": DepthTerm,
+    "depth_consistency": DepthConsistencyTerm,
 }
 """Every term that a recipe may list."""
 
@@ -407,14 +539,18 @@ MASK_SUPERVISED_TERMS = frozenset({"mask_dice"})
 TEACHER_TERMS = frozenset({"pseudo_mask", "pseudo_affinity"})
 """Terms that need a teacher, and without one are 0."""
 
+DEPTH_TERMS = frozenset({"depth", "depth_consistency"})
+"""Terms that need depth maps in the data."""
+
 
 class Criterion(nn.Module):
     """Sum of listed terms, returned one by one."""
 
-    def __init__(self, terms: Mapping[str, Term]) -> None:
-        """Keep the terms in the recipe's order."""
+    def __init__(self, terms: Mapping[str, Term], depth_head: DepthHead | None = None) -> None:
+        """Keep the terms in the recipe's order, and the heads that learn with them."""
         super().__init__()
         self.terms = dict(terms)
+        self.depth_head = depth_head
 
     @property
     def needs_masks(self) -> bool:
@@ -426,16 +562,22 @@ class Criterion(nn.Module):
         """Whether a term reads pseudo masks."""
         return bool(TEACHER_TERMS & set(self.terms))
 
+    @property
+    def needs_depth(self) -> bool:
+        """Whether a term reads depth maps."""
+        return bool(DEPTH_TERMS & set(self.terms))
+
     def forward(self, context: StepContext) -> dict[str, Tensor]:
         """Return {name: weighted scalar}; their sum is the loss."""
         return {name: term(context) for name, term in self.terms.items()}
 
 
-def build_criterion(terms: Mapping[str, Mapping[str, Any]]) -> Criterion:
+def build_criterion(terms: Mapping[str, Mapping[str, Any]], config: ModelConfig) -> Criterion:
     """Build the terms that a recipe lists.
 
     Args:
         terms: {name: {option: value}}; see TERMS.
+        config: The student's, for the heads that learn beside it.
 
     Raises:
         ValueError: for an unknown name, option or value, with its whole path.
@@ -450,4 +592,5 @@ def build_criterion(terms: Mapping[str, Mapping[str, Any]]) -> Criterion:
         if name not in TERMS:
             raise ValueError(f"terms.{name} is unknown; known terms: {', '.join(TERMS)}")
         built[name] = build_part(TERMS[name], options or {}, f"terms.{name}")
-    return Criterion(built)
+    head = DepthHead(config, built["depth"].form) if "depth" in built else None
+    return Criterion(built, head)

@@ -203,6 +203,7 @@ class TrainingStep(nn.Module):
                     batch=given.batch,
                     step=given.step,
                     mean_over_ranks=self._mean_over_ranks,
+                    depth_head=self.criterion.depth_head,
                 )
             )
         return losses
@@ -382,7 +383,7 @@ class Engine:
         seed_everything(recipe.seed)
         self.student = self._build_student(config, start=saved is None)
         self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
-        criterion = build_criterion(recipe.terms)
+        criterion = build_criterion(recipe.terms, config)
         freeze(
             self.student,
             stages=recipe.model.frozen_stages,
@@ -430,6 +431,7 @@ class Engine:
             ),
             classes=data.classes,
             with_masks=self.recipe.uses_masks,
+            with_depth=self.recipe.uses_depth,
             strict=self.settings.strict,
         )
         if not images.num_boxes:

@@ -314,6 +314,11 @@ class Recipe(_Section):
         """Whether the recipe is supervised by true masks."""
         return "mask_dice" in self.terms
 
+    @property
+    def uses_depth(self) -> bool:
+        """Whether the recipe needs a depth map for every image."""
+        return not {"depth", "depth_consistency"}.isdisjoint(self.terms)
+
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader that also reads 1e-4 as a number, as YAML 1.2 does."""
