@@ -1,4 +1,4 @@
-"""FCOS assignment against the reference (vectors.npz) and by hand."""
+"""Assignment: FCOS against the reference (vectors.npz), detections by hand."""
 
 from pathlib import Path
 
@@ -6,7 +6,14 @@ import numpy as np
 import torch
 
 from boxseg.student import grid_locations
-from boxseg.train.assigner import assign_fcos, best_per_object
+from boxseg.train.assigner import (
+    assign_by_score,
+    assign_fcos,
+    best_per_object,
+    consistent_depth,
+    depth_match_scores,
+    match_one_to_one,
+)
 from boxseg.train.losses import centerness
 
 VECTORS = np.load(Path(__file__).with_name("vectors.npz"))
@@ -76,3 +83,60 @@ def test_every_object_keeps_one_positive_when_there_are_too_many_objects() -> No
 def test_nothing_is_kept_of_nothing() -> None:
     empty = torch.zeros(0, dtype=torch.long)
     assert best_per_object(empty, empty, torch.zeros(0), images=2, per_image=64).tolist() == []
+
+
+def test_the_best_detection_keeps_the_object_that_it_took_first() -> None:
+    # Detection 0 scores best and takes object 1; 1 wants it too, and has nothing else above one
+    # half; 2 takes object 0, although 0.6 is less than what 0 has with it.
+    overlap = torch.tensor([[0.7, 0.9], [0.4, 0.8], [0.6, 0.0]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    assert assign_by_score(overlap, scores, 0.5).tolist() == [2, 0]
+
+
+def test_a_detection_whose_first_choice_is_taken_takes_the_next_that_overlaps_enough() -> None:
+    overlap = torch.tensor([[0.9, 0.5], [0.8, 0.5]])
+    assert assign_by_score(overlap, torch.tensor([0.1, 0.2]), 0.5).tolist() == [1, 0]
+    assert assign_by_score(overlap, torch.tensor([0.1, 0.2]), 0.6).tolist() == [1, -1]
+
+
+def test_the_one_to_one_matching_has_the_largest_sum() -> None:
+    # .9 + .1 is less than .8 + .7, though .9 is the largest
+    assert match_one_to_one(torch.tensor([[0.9, 0.8], [0.7, 0.1]])).tolist() == [1, 0]
+    assert match_one_to_one(torch.tensor([[0.1, 0.3, 0.2]])).tolist() == [1]
+
+
+def test_too_few_detections_are_used_as_often_as_needed() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.6]])
+    # two of three may have detection 0 and two detection 1: .9 + .8 + .6 is best
+    assert match_one_to_one(scores).tolist() == [0, 0, 1]
+
+
+def test_matching_with_nothing_gives_nothing() -> None:
+    for objects, detections in ((0, 0), (0, 3), (2, 0)):
+        nothing = [-1] * objects
+        assert match_one_to_one(torch.zeros(objects, detections)).tolist() == nothing
+        found = assign_by_score(torch.zeros(detections, objects), torch.zeros(detections), 0.5)
+        assert found.tolist() == nothing
+
+
+def test_depth_is_clear_on_a_surface_and_at_an_edge() -> None:
+    # Steps of 0, 1, 2, 4 and 9 levels: similarity 1, .61, .37, .14 and .01; clear above .5 and
+    # below .1. The last two cells have no neighbour two to the right, nor has the one before
+    # padding.
+    depth = torch.tensor([[[0.0, 0, 0, 1, 2, 5, 11]]])
+    valid = torch.tensor([[[True] * 7]])
+    clear, known = consistent_depth(depth, valid)
+    assert clear.tolist() == [[[1.0, 1, 0, 0, 1, 0, 0]]]
+    assert known.tolist() == [[[1.0, 1, 1, 1, 1, 0, 0]]]
+    valid[..., 6] = False
+    clear, known = consistent_depth(depth, valid)
+    assert clear.tolist() == [[[1.0, 1, 0, 0, 0, 0, 0]]]
+    assert known.tolist() == [[[1.0, 1, 1, 1, 0, 0, 0]]]
+
+
+def test_depth_match_is_the_share_of_a_masks_mass_in_the_object() -> None:
+    masks = torch.tensor([[[0.5, 1.0, 0.5, 0.0]], [[0.0, 0.0, 0.5, 0.0]]])
+    clear = torch.tensor([[[1.0, 0.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
+    known = torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0, 1.0]]])
+    # object 0: (.5 + .5) / 2, and .5 / max(.5, 1); object 1: nothing
+    assert depth_match_scores(masks, clear, known).tolist() == [[0.5, 0.5], [0.0, 0.0]]

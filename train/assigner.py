@@ -1,6 +1,7 @@
-"""Which locations learn which object.
+"""Which locations learn which object, and which detections belong to which object.
 
-B images, L locations, N positives, n boxes of one image.
+B images, L locations, N positives, n boxes of one image, D detections of one image, h x w cells of
+the stride-4 grid.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from boxseg.boxes import area
 from boxseg.config import STRIDES
+from boxseg.train.affinity import DILATION, NEIGHBOURS, depth_similarity, shifted_pair
 
 LEVEL_RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, float("inf")))
 """Range of max(l, t, r, b) in pixels that each level learns, both ends included."""
@@ -142,3 +145,94 @@ def best_per_object(
     starts = sizes.cumsum(0) - sizes
     rank = torch.arange(len(order), device=order.device) - starts[group[order]]
     return order[rank < allowed[order]].sort().values
+
+
+def assign_by_score(overlap: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Let detections, best first, each take the still-free object that they overlap most.
+
+    Source: BoxTeacher (arXiv:2210.05174), box-based pseudo-mask assignment.
+
+    Args:
+        overlap: Box IoU of detections with objects, (D, n).
+        scores: Of the detections, (D,).
+        threshold: Smallest IoU at which a detection takes an object.
+
+    Returns:
+        Detection of each object, -1 where none took it, (n,).
+    """
+    free = overlap.cpu().numpy().copy()
+    taken = torch.full((overlap.shape[1],), -1, dtype=torch.long)
+    if free.size:
+        for detection in scores.argsort(descending=True, stable=True).tolist():
+            wanted = int(free[detection].argmax())
+            if free[detection, wanted] >= threshold:
+                taken[wanted] = detection
+                free[:, wanted] = -1
+    return taken.to(overlap.device)
+
+
+def match_one_to_one(scores: Tensor) -> Tensor:
+    """Match every object with a detection so that the sum of scores is largest.
+
+    Source: Pseudo-Depth (arXiv:2403.01214), the Hungarian matching. Where there are fewer
+    detections than objects, all are taken as often as it needs.
+
+    Args:
+        scores: Of every object with every detection, (n, D).
+
+    Returns:
+        Detection of each object, (n,); -1 if there is no detection.
+    """
+    objects, detections = scores.shape
+    matched = torch.full((objects,), -1, dtype=torch.long)
+    if objects and detections:
+        times = -(-objects // detections)
+        table = scores.repeat(1, times).double().cpu().numpy()
+        rows, columns = linear_sum_assignment(table, maximize=True)
+        matched[torch.from_numpy(rows)] = torch.from_numpy(columns) % detections
+    return matched.to(scores.device)
+
+
+CONSISTENT_DEPTH = 0.5
+"""Depth similarity above which two cells lie on one surface (Pseudo-Depth, arXiv:2403.01214)."""
+
+DEPTH_EDGE = 0.1
+"""Depth similarity below which an edge lies between two cells (Pseudo-Depth, as released)."""
+
+
+def consistent_depth(depth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the depth step to the right is clearly none or clearly an edge.
+
+    Args:
+        depth: Inverse depth in 0..255, (B, h, w).
+        valid: Cells of the image content, bool, (B, h, w).
+
+    Returns:
+        1 where the similarity to the right neighbour is above 0.5 or below 0.1, and 1 where there
+        is a right neighbour, both float32, (B, h, w).
+    """
+    right = (0, DILATION)
+    similarity = depth_similarity(depth, valid)[:, NEIGHBOURS.index(right)]
+    known = torch.zeros_like(valid)
+    here, there = shifted_pair(valid, right)
+    shifted_pair(known, right)[0].copy_(here & there)
+    clear = (similarity > CONSISTENT_DEPTH) | (similarity < DEPTH_EDGE)
+    return (clear & known).float(), known.float()
+
+
+def depth_match_scores(masks: Tensor, agrees: Tensor, known: Tensor) -> Tensor:
+    """Return the share of each mask's mass in each object whose depth step is clear.
+
+    Source: Pseudo-Depth (arXiv:2403.01214), S_dmatch as released, which counts clear edges like
+    clear surfaces; cells without a right neighbour do not count, where the release lets them.
+
+    Args:
+        masks: Probabilities of detections, (..., D, h, w).
+        agrees: Cells of each object whose step is clear, 0 or 1, (..., n, h, w).
+        known: Cells of each object that have a right neighbour, 0 or 1, (..., n, h, w).
+
+    Returns:
+        In [0, 1], (..., n, D).
+    """
+    mass = masks.flatten(-2).transpose(-1, -2)  # (..., hw, D)
+    return agrees.flatten(-2) @ mass / (known.flatten(-2) @ mass).clamp(min=1)
