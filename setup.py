@@ -14,7 +14,7 @@ PACKAGE_DIR = {
 PACKAGE_DATA = {
     "boxseg": ["py.typed"],
     "boxseg.runtime": ["include/boxseg.h", "_native.pyi"],
-    "boxseg.configs": ["*.yaml"],
+    "boxseg.configs": ["*.yaml", "*/*.yaml"],
 }
 
 SOURCES = sorted(str(path) for path in Path("runtime/csrc").glob("*.c"))

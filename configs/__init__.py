@@ -1,13 +1,28 @@
-"""Recipes: one YAML per published row; this module only finds them."""
+"""Recipes: one YAML per published row; this module only finds them.
+
+Beside this file lie the recipes for small data; `coco`, `voc` and `cityscapes` hold the published
+rows on those data sets, `ablation` the rows of the papers' ablations. A name is the file's, without
+folder and suffix, and names one file.
+"""
 
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Return {name: file} of the recipes that ship, sorted by name."""
+    return {path.stem: path for path in sorted(FOLDER.rglob("*.yaml"), key=lambda path: path.stem)}
+
+
 def known_recipes() -> list[str]:
     """Return the names of the recipes that ship, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return list(shipped_recipes())
+
+
+def names_a_file(name_or_file: str) -> bool:
+    """Whether a text is the path of a file: it ends in .yaml or .yml or holds a slash."""
+    return name_or_file.endswith((".yaml", ".yml")) or "/" in name_or_file
 
 
 def find_recipe(name_or_file: str) -> Path:
@@ -15,17 +30,16 @@ def find_recipe(name_or_file: str) -> Path:
 
     Args:
         name_or_file: The name of a recipe that ships (`boxinst_mobilenetv2`) or a path to a YAML
-            file. What ends in .yaml or .yml or holds a slash is taken for a path.
+            file; see `names_a_file`.
 
     Raises:
         ValueError: if there is no such recipe; the message lists the known names.
     """
-    looks_like_path = name_or_file.endswith((".yaml", ".yml")) or "/" in name_or_file
-    path = Path(name_or_file) if looks_like_path else FOLDER / f"{name_or_file}.yaml"
-    if path.is_file():
+    is_path = names_a_file(name_or_file)
+    path = Path(name_or_file) if is_path else shipped_recipes().get(name_or_file)
+    if path is not None and path.is_file():
         return path
-    what = "file" if looks_like_path else "recipe"
     raise ValueError(
-        f"--config: there is no {what} {name_or_file!r}; known recipes: "
+        f"--config: there is no {'file' if is_path else 'recipe'} {name_or_file!r}; known recipes: "
         f"{', '.join(known_recipes())}; or give the path of a YAML file"
     )

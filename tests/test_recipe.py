@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from boxseg.config import ModelConfig
-from boxseg.configs import find_recipe, known_recipes
+from boxseg.configs import FOLDER, find_recipe, known_recipes
 from boxseg.train.criterion import build_criterion
 from boxseg.train.recipe import (
     ModelRecipe,
@@ -40,7 +41,8 @@ def test_every_recipe_that_ships_parses_and_its_terms_build(name: str) -> None:
 
 @pytest.mark.parametrize("name", known_recipes())
 def test_the_head_comment_says_command_hardware_time_and_ap(name: str) -> None:
-    head = find_recipe(name).read_text(encoding="utf-8").split("\nmodel:")[0]
+    text = find_recipe(name).read_text(encoding="utf-8")
+    head = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
     for word in ("Command   boxseg train --config " + name, "Hardware", "Time", "AP"):
         assert word in head
 
@@ -165,6 +167,94 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
         find_recipe("boxinst")
     with pytest.raises(ValueError, match=r"no file 'nowhere/x\.yaml'"):
         find_recipe("nowhere/x.yaml")
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_builds_on_a_recipe_that_ships() -> None:
+    ours = read_recipe(find_recipe("boxinst_mobilenetv2"))
+    masks = read_recipe(find_recipe("condinst_mobilenetv2"))
+    assert ours.model == masks.model
+    assert list(masks.terms) == ["varifocal", "giou", "centerness", "mask_dice"]
+
+
+def test_mappings_merge_lists_and_values_replace_and_null_removes(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "ground.yaml",
+        "schedule: {lr: 0.5, milestones: [0.5, 0.6]}\n"
+        "terms: {focal: {alpha: 0.3, gamma: 1}, giou: {weight: 2}, projection: {}}\n"
+        "teacher: {}\npseudo_masks: {a: {k: 1, j: 2}}\n",
+    )
+    write(
+        tmp_path,
+        "sub/middle.yaml",
+        "base: ../ground.yaml\nschedule: {milestones: [0.9]}\n"
+        "terms: {focal: {gamma: 3}, giou: null, projection: null}\npseudo_masks: {a: {k: 3}}\n",
+    )
+    top = write(tmp_path, "top.yaml", "base: sub/middle.yaml\nterms: {giou: {}, centerness: {}}\n")
+    recipe = read_recipe(top, ["terms.focal.alpha=0.1"])
+    assert (recipe.schedule.lr, recipe.schedule.milestones) == (0.5, (0.9,))
+    # giou was taken out on the way, so its old weight does not come back
+    assert recipe.terms == {"focal": {"alpha": 0.1, "gamma": 3}, "giou": {}, "centerness": {}}
+    assert recipe.pseudo_masks == {"a": {"k": 3, "j": 2}}
+    other = write(tmp_path, "other.yaml", "base: top.yaml\npseudo_masks: {a: null, b: {}}\n")
+    assert read_recipe(other).pseudo_masks == {"b": {}}
+    bare = write(tmp_path, "bare.yaml", "base: top.yaml\nteacher: null\npseudo_masks: null\n")
+    assert read_recipe(bare).teacher is None
+
+
+def test_a_recipe_that_is_written_down_needs_no_base(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.yaml", "base: scenes_demo\nseed: 7\n")
+    recipe = read_recipe(path)
+    again = write(tmp_path / "elsewhere", "config.yaml", recipe_yaml(recipe))
+    assert "base" not in again.read_text(encoding="utf-8")
+    assert read_recipe(again) == recipe
+    assert differences(read_recipe(find_recipe("scenes_demo")), recipe) == ["seed: 0 -> 7"]
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (
+            "nothing",
+            r"mine\.yaml: base: there is no recipe 'nothing'; known recipes: .*scenes_demo",
+        ),
+        ("nothing.yaml", r"mine\.yaml: base: there is no file .*nothing\.yaml"),
+        ("/etc/hosts.yaml", r"base must be a path relative to this file, got /etc/hosts\.yaml"),
+        ("3", r"base must be the name of a recipe or the path of a YAML file, got 3"),
+        ("", r"base must be the name .* got None"),
+        ("mine.yaml", r"base leads in a circle: mine\.yaml -> mine\.yaml"),
+        ("there.yaml", r"circle: mine\.yaml -> there\.yaml -> mine\.yaml"),
+        ("list.yaml", r"list\.yaml: a recipe is a mapping of settings, got \[1\]"),
+        ("broken.yaml", r"broken\.yaml line 1: not valid YAML"),
+    ],
+)
+def test_a_base_that_cannot_be_is_one_line(tmp_path: Path, base: str, message: str) -> None:
+    write(tmp_path, "there.yaml", "base: ./mine.yaml\n")
+    write(tmp_path, "list.yaml", "[1]")
+    write(tmp_path, "broken.yaml", "{")
+    path = write(tmp_path, "mine.yaml", f"base: {base}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_setting_of_a_base_is_named_with_its_path(tmp_path: Path) -> None:
+    write(tmp_path, "ground.yaml", "terms: {focal: {}}\nschedule: {rate: 1}\n")
+    path = write(tmp_path, "mine.yaml", "base: ground.yaml\nschedule: {lr: 1}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: schedule\.rate is not a setting"):
+        read_recipe(path)
+
+
+def test_each_name_of_a_recipe_is_one_file() -> None:
+    names = [path.stem for path in FOLDER.rglob("*.yaml")]
+    assert sorted(names) == known_recipes()
 
 
 def test_differences_name_paths_and_ignore_the_loader() -> None:

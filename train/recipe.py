@@ -3,6 +3,12 @@
 A recipe is frozen after reading. `-o a.b=c` on the command line replaces one value; the value is
 YAML, so `-o model.imgsz=[320,640]`, `-o terms.pairwise.threshold=0.2` and `-o terms.pairwise=null`
 (which removes the term) all mean what they look like.
+
+A file may build on another with `base: NAME_OR_FILE`: the name of a recipe that ships, or the path
+of a YAML file relative to the one that names it. Mappings are merged, everything else replaces, and
+null takes a term, a method or a whole part out. A base holds settings and nothing else, so a
+relative path may lead anywhere; an absolute one is refused because such a recipe works on one
+machine only. What a run writes down is always the whole recipe, without `base`.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from pydantic import (
 )
 
 from boxseg.config import BackboneName, FinalRule, ModelConfig, Norm, Score0Rule
+from boxseg.configs import known_recipes, names_a_file, shipped_recipes
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 TermOptions = dict[str, bool | int | float | str]
@@ -451,18 +458,73 @@ def _copy(value: object) -> object:
     return value
 
 
-def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe file; see parse_recipe.
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one recipe's values over another's; mappings merge, everything else replaces."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _merged(old, value)
+        merged[name] = value
+    return merged
 
-    Raises:
-        ValueError: if the file is not a recipe.
-        OSError: if the file cannot be read.
+
+def _base_file(base: object, path: Path) -> Path:
+    """Return the file that `base` in `path` names."""
+    if not isinstance(base, str) or not base:
+        raise ValueError(
+            f"{path}: base must be the name of a recipe or the path of a YAML file, "
+            f"got {base!r:.60}"
+        )
+    if not names_a_file(base):
+        file = shipped_recipes().get(base)
+        if file is None:
+            raise ValueError(
+                f"{path}: base: there is no recipe {base!r}; known recipes: "
+                f"{', '.join(known_recipes())}; or give the path of a YAML file"
+            )
+        return file
+    if Path(base).is_absolute():
+        raise ValueError(f"{path}: base must be a path relative to this file, got {base}")
+    file = path.parent / base
+    if not file.is_file():
+        raise ValueError(f"{path}: base: there is no file {file}")
+    return file
+
+
+def _file_values(path: Path, above: tuple[Path, ...] = ()) -> object:
+    """Return what a recipe file says, laid over its base.
+
+    Args:
+        path: The file.
+        above: Files that build on it, the first of the chain first.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not valid YAML: not a text file in UTF-8") from None
-    return parse_recipe(parse_yaml(text, str(path)), overrides, source=str(path))
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    base = _base_file(values["base"], path)
+    chain = (*above, path)
+    if base.resolve() in [file.resolve() for file in chain]:
+        names = " -> ".join(file.name for file in (*chain, base))
+        raise ValueError(f"{chain[0]}: base leads in a circle: {names}")
+    below = _file_values(base, chain)
+    if not isinstance(below, dict):
+        raise ValueError(f"{base}: a recipe is a mapping of settings, got {below!r:.60}")
+    return _merged(below, {name: value for name, value in values.items() if name != "base"})
+
+
+def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file together with the files that it builds on; see parse_recipe.
+
+    Raises:
+        ValueError: if the file is not a recipe.
+        OSError: if a file cannot be read.
+    """
+    return parse_recipe(_file_values(path), overrides, source=str(path))
 
 
 def recipe_yaml(recipe: Recipe) -> str:
