@@ -15,7 +15,8 @@ from boxseg.train.criterion import (
     StepContext,
     build_criterion,
 )
-from boxseg.train.pseudo_masks import PseudoMasks
+from boxseg.train.pseudo_masks import PseudoMasks, Semantic
+from boxseg.train.teacher import Teacher
 from boxseg.train.transforms import Batch
 
 BOX_TERMS: dict[str, dict[str, Any]] = {
@@ -391,6 +392,92 @@ def test_data_without_depth_is_refused_by_the_depth_terms(student: Student, name
         depth_step(student, None, {"focal": {}, name: {}})
 
 
+SEMANTIC_TERMS: dict[str, dict[str, Any]] = {
+    "focal": {},
+    "semantic_mask": {},
+    "semantic_focal": {"warmup_steps": 0},
+    "pasted_mask": {},
+}
+
+
+def test_the_semantic_terms_are_means_over_the_masks_that_have_a_target(student: Student) -> None:
+    context = pseudo_context(student, [[0.0], [0.5, 0.25]])
+    assert context.pseudo is not None
+    counted = [torch.ones(len(rows), 16, 24, dtype=torch.bool) for rows in BOXES]
+    for each in counted:
+        each[:, :, 20:] = False
+    pasted = [torch.tensor([True]), torch.tensor([False, True])]
+    pseudo = replace(context.pseudo, counted=counted, pasted=pasted)
+    found = build_criterion(SEMANTIC_TERMS, CONFIG)(replace(context, pseudo=pseudo))
+    owners = context.assignment.object_index[context.chosen].tolist()
+    sums = {"semantic_mask": [0.0, 0], "semantic_focal": [0.0, 0], "pasted_mask": [0.0, 0]}
+    for k, image in enumerate(context.mask_image_index.tolist()):
+        if image == 0:
+            continue  # quality 0
+        p = context.mask_logits[k].detach().double().sigmoid()[:, :20]
+        t = (context.pseudo.masks[1][owners[k]][:, :20] > 0.5).double()
+        entropy = -(t * p.log() + (1 - t) * (1 - p).log())
+        both = entropy.mean() + 1 - 2 * (p * t).sum() / (p * p + t * t).sum()
+        focal = (t * 0.25 * (1 - p) ** 2 + (1 - t) * 0.75 * p**2) * entropy
+        values = {"semantic_mask": both, "semantic_focal": focal.mean(), "pasted_mask": both}
+        for name, value in values.items():
+            if name != "pasted_mask" or owners[k] == 1:
+                sums[name][0] += value.item()
+                sums[name][1] += 1
+    weights = {"semantic_mask": 0.5, "semantic_focal": 0.3, "pasted_mask": 1.0}
+    assert sums["semantic_mask"][1] > sums["pasted_mask"][1] > 0
+    for name, (total, count) in sums.items():
+        assert found[name].item() == pytest.approx(weights[name] * total / count, rel=1e-4)
+
+
+def test_the_semantic_terms_are_zero_without_a_target(student: Student) -> None:
+    none = pseudo_context(student, [[0.0], [0.0, 0.0]])
+    for context in (none, replace(none, pseudo=None)):
+        found = build_criterion(SEMANTIC_TERMS, CONFIG)(context)
+        for name in ("semantic_mask", "semantic_focal", "pasted_mask"):
+            assert found[name].item() == 0
+            assert found[name].requires_grad
+    # nothing was pasted
+    unpasted = build_criterion(SEMANTIC_TERMS, CONFIG)(
+        pseudo_context(student, [[0.5], [0.5, 0.25]])
+    )
+    assert unpasted["pasted_mask"].item() == 0
+    assert unpasted["semantic_mask"].item() > 0
+    assert build_criterion({"focal": {}, "pasted_mask": {}}, CONFIG).needs_teacher
+
+
+def test_the_released_semantic_term_grows_over_the_whole_schedule(student: Student) -> None:
+    context = replace(pseudo_context(student, [[0.5], [0.5, 0.25]]), teacher_step=27000)
+    terms: dict[str, dict[str, Any]] = {"focal": {}, "semantic_focal": {}}
+    full = build_criterion(SEMANTIC_TERMS, CONFIG)(context)["semantic_focal"]
+    torch.testing.assert_close(
+        build_criterion(terms, CONFIG)(context)["semantic_focal"], 0.1 * full
+    )
+
+
+def test_sims_masks_teach_the_student_and_nobody_else(student: Student) -> None:
+    batch = batch_of(BOXES)
+    teacher = Teacher(student, momentum=0.9, ramp=False)
+    maker = Semantic(low=0.0, high=0.0)
+    pseudo = maker(teacher.ask(batch, 0.5))
+    assert [len(quality) for quality in pseudo.quality] == [1, 2]
+    context = StepContext(student, student(batch.images), batch, 0, pseudo=pseudo, teacher_step=1)
+    pseudo = replace(pseudo, quality=[torch.ones_like(each) for each in pseudo.quality])
+    loss = build_criterion({"focal": {}, "semantic_mask": {}}, CONFIG)(
+        replace(context, pseudo=pseudo)
+    )
+    student.zero_grad()
+    loss["semantic_mask"].backward()
+    touched = {name for name, value in student.named_parameters() if value.grad is not None}
+    assert {"head.controller.weight", "mask_branch.project.weight"} <= touched
+    assert not any("class" in name for name in touched)
+    assert all(value.grad is None for value in teacher.network.parameters())
+    state = [*maker.state_dict().values(), *pseudo.masks, *pseudo.quality, *pseudo.confidence]
+    assert not any(value.requires_grad for value in state)
+    assert maker.state_dict()["seen"].sum() > 0
+    student.zero_grad()
+
+
 def test_every_rank_averages_equally_often_with_and_without_positives(student: Student) -> None:
     counts: list[tuple[int, list[str]]] = []
     nothing: list[list[list[float]]] = [[], []]
@@ -405,7 +492,7 @@ def test_every_rank_averages_equally_often_with_and_without_positives(student: S
         masks = [torch.ones(len(rows), 16, 24) for rows in boxes]
         batch = replace(batch, masks=masks, depth=torch.zeros(2, 16, 24))
         pseudo = pseudo_of(batch, [[1.0] * len(rows) for rows in boxes])
-        terms = {**ALL_TERMS, **PSEUDO_TERMS, **DEPTH, "mask_dice": {}}
+        terms = {**ALL_TERMS, **PSEUDO_TERMS, **SEMANTIC_TERMS, **DEPTH, "mask_dice": {}}
         criterion = build_criterion(terms, CONFIG)
         context = StepContext(
             student,

@@ -1,6 +1,7 @@
 """Losses: numbers by hand, and those of the released reference implementations (vectors.npz)."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from boxseg.train.affinity import (
 )
 from boxseg.train.losses import (
     centerness,
+    counted_focal_loss,
+    counted_mask_loss,
     depth_loss,
     dice_loss,
     distance_iou,
@@ -58,6 +61,43 @@ def slow_pairwise(
                         total -= math.log(float(same))
                         pairs += 1
     return total, pairs
+
+
+def test_the_counted_mask_loss_is_cross_entropy_and_dice_by_hand() -> None:
+    # p = .5 everywhere: cross entropy ln 2; of the three counted cells two are foreground, so
+    # dice is 1 - 2 * 1 / (.75 + 2). The fourth cell is absurdly wrong and does not count.
+    logits = torch.tensor([[[0.0, 0.0, 0.0, 50.0]]])
+    targets = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+    counted = torch.tensor([[[True, True, True, False]]])
+    expected = math.log(2) + 1 - 2 / 2.75
+    close(counted_mask_loss(logits, targets, counted), torch.tensor([expected]))
+    # of logits, not of probabilities: a sure and right answer costs nothing
+    right = torch.tensor([[[50.0, 50.0, -50.0, 50.0]]])
+    close(counted_mask_loss(right, targets, counted), torch.zeros(1))
+
+
+def test_the_counted_focal_loss_is_a_mean_by_hand() -> None:
+    # p = .5: .25 * .25 ln 2 for each of two foreground cells, .75 * .25 ln 2 for the other
+    logits = torch.tensor([[[0.0, 0.0, 0.0, 50.0]]])
+    targets = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+    counted = torch.tensor([[[True, True, True, False]]])
+    expected = (2 * 0.0625 + 0.1875) / 3 * math.log(2)
+    close(counted_focal_loss(logits, targets, counted), torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("loss", [counted_mask_loss, counted_focal_loss])
+def test_where_nothing_counts_there_is_no_loss_and_no_gradient(
+    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    logits = torch.randn(2, 3, 3, requires_grad=True)
+    targets = torch.ones(2, 3, 3)
+    counted = torch.zeros(2, 3, 3, dtype=torch.bool)
+    counted[1, 0, 0] = True
+    value = loss(logits, targets, counted)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert value[0].item() == 0 < value[1].item()
+    assert (gradient != 0).nonzero().tolist() == [[1, 0, 0]]
+    assert loss(logits[:0], targets[:0], counted[:0]).shape == (0,)
 
 
 def test_focal_loss_of_an_even_guess_is_known_by_hand() -> None:

@@ -587,7 +587,8 @@ def test_gradient_reaches_the_student_and_not_the_teacher(name: str) -> None:
         pseudo=replace(found, quality=ones),
         teacher_step=10000,
     )
-    losses = build_criterion({"focal": {}, "pseudo_mask": {}, "pseudo_affinity": {}})(context)
+    terms: dict[str, dict[str, Any]] = {"focal": {}, "pseudo_mask": {}, "pseudo_affinity": {}}
+    losses = build_criterion(terms, student.config)(context)
     (losses["pseudo_mask"] + losses["pseudo_affinity"]).backward()
     assert student.head.controller.weight.grad is not None
     assert student.head.controller.weight.grad.abs().sum() > 0
@@ -600,7 +601,7 @@ def test_gradient_reaches_the_student_and_not_the_teacher(name: str) -> None:
         ({}, "pseudo_masks must name exactly one of quality_aware, box_teacher, depth_matched"),
         (
             {"quality_aware": {}, "box_teacher": {}},
-            "exactly one of quality_aware, box_teacher, depth_matched; got quality_aware, box_te",
+            "depth_matched, semantic; got quality_aware, box_teacher",
         ),
         ({"boxseg": {}}, "pseudo_masks.boxseg is unknown; known methods: quality_aware"),
         (

@@ -31,6 +31,8 @@ from boxseg.train.assigner import Assignment, assign_fcos, best_per_object
 from boxseg.train.depth_head import DepthHead, Form, GuidedMasks
 from boxseg.train.losses import (
     centerness,
+    counted_focal_loss,
+    counted_mask_loss,
     depth_loss,
     dice_loss,
     distance_iou,
@@ -357,14 +359,18 @@ class _PseudoOptions(_Options):
     """Optimizer steps since the teacher's start over which the weight grows from 0."""
 
     def total(self, context: StepContext, pseudo: PseudoMasks, quality: Tensor) -> Tensor:
-        """Return the sum over trained masks, each weighted by its quality, (K,)."""
+        """Return the sum over trained masks, those of quality 0 left out; quality is (K,)."""
         raise NotImplementedError
 
+    def quality(self, context: StepContext, pseudo: PseudoMasks) -> Tensor:
+        """Return the quality of the object of each trained mask, (K,)."""
+        return context.of_objects(pseudo.quality)
+
     def __call__(self, context: StepContext) -> Tensor:
-        """Return the quality-weighted sum / trained masks of a quality above 0, warmed up."""
+        """Return the total / trained masks of a quality above 0, warmed up."""
         if context.pseudo is None:
             return context.untouched
-        quality = context.of_objects(context.pseudo.quality)
+        quality = self.quality(context, context.pseudo)
         present = (quality > 0).sum()
         count = context.mean_over_ranks(present.to(quality.dtype)).clamp(min=1)
         if not present:
@@ -518,6 +524,61 @@ class DepthConsistencyTerm(_Options):
         return similarity
 
 
+def _sure_cells(context: StepContext, pseudo: PseudoMasks) -> tuple[Tensor, Tensor]:
+    """Return the binary pseudo mask of each trained mask and where it counts, (K, h, w) each."""
+    masks = context.of_objects([(each > 0.5).float() for each in pseudo.masks])
+    if pseudo.counted is None:
+        return masks, torch.ones_like(masks, dtype=torch.bool)
+    return masks, context.of_objects(pseudo.counted)
+
+
+@dataclass(frozen=True)
+class SemanticMaskTerm(_PseudoOptions):
+    """Cross entropy and dice against the teacher's masks where they are sure (SIM).
+
+    Source: SIM (arXiv:2303.08578), the loss on pseudo masks: every mask counts alike, whatever its
+    quality above 0. The paper starts its teacher late and has no further warm-up.
+    """
+
+    weight: float = 0.5
+    warmup_steps: int = 0
+
+    def total(self, context: StepContext, pseudo: PseudoMasks, quality: Tensor) -> Tensor:
+        """Return the sum of the losses."""
+        loss = counted_mask_loss(context.mask_logits, *_sure_cells(context, pseudo))
+        return (loss * (quality > 0)).sum()
+
+
+@dataclass(frozen=True)
+class PastedMaskTerm(SemanticMaskTerm):
+    """The loss of `semantic_mask` on pasted objects alone (SIM)."""
+
+    weight: float = 1.0
+
+    def quality(self, context: StepContext, pseudo: PseudoMasks) -> Tensor:
+        """Return the quality of the object of each trained mask, 0 unless it was pasted, (K,)."""
+        quality = context.of_objects(pseudo.quality)
+        if pseudo.pasted is None:
+            return torch.zeros_like(quality)
+        return quality * context.of_objects(pseudo.pasted)
+
+
+@dataclass(frozen=True)
+class SemanticFocalTerm(_PseudoOptions):
+    """Focal loss against the teacher's masks where they are sure (SIM as released)."""
+
+    weight: float = 0.3
+    warmup_steps: int = 270000
+    alpha: Share = 0.25
+    gamma: float = 2.0
+
+    def total(self, context: StepContext, pseudo: PseudoMasks, quality: Tensor) -> Tensor:
+        """Return the sum of the losses."""
+        masks, counted = _sure_cells(context, pseudo)
+        loss = counted_focal_loss(context.mask_logits, masks, counted, self.alpha, self.gamma)
+        return (loss * (quality > 0)).sum()
+
+
 TERMS: Mapping[str, type[_Options]] = {
     "focal": FocalTerm,
     "varifocal": VarifocalTerm,
@@ -530,13 +591,18 @@ TERMS: Mapping[str, type[_Options]] = {
     "pseudo_affinity": PseudoAffinityTerm,
     "depth": DepthTerm,
     "depth_consistency": DepthConsistencyTerm,
+    "semantic_mask": SemanticMaskTerm,
+    "semantic_focal": SemanticFocalTerm,
+    "pasted_mask": PastedMaskTerm,
 }
 """Every term that a recipe may list."""
 
 MASK_SUPERVISED_TERMS = frozenset({"mask_dice"})
 """Terms that need true masks in the data."""
 
-TEACHER_TERMS = frozenset({"pseudo_mask", "pseudo_affinity"})
+TEACHER_TERMS = frozenset(
+    {"pseudo_mask", "pseudo_affinity", "semantic_mask", "semantic_focal", "pasted_mask"}
+)
 """Terms that need a teacher, and without one are 0."""
 
 DEPTH_TERMS = frozenset({"depth", "depth_consistency"})

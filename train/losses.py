@@ -12,8 +12,8 @@ from torch import Tensor
 from boxseg.train.affinity import PAIR_OFFSETS, label_agreement, shifted_pair, smoothed_masks
 
 
-def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sum of sigmoid focal terms.
+def focal_terms(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal term of every entry.
 
     Source: RetinaNet (arXiv:1708.02002), equation 5.
 
@@ -24,13 +24,18 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
         gamma: Exponent of the modulating factor.
 
     Returns:
-        A scalar.
+        Same shape.
     """
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     missed = torch.where(targets > 0, 1 - probability, probability)
     balance = torch.where(targets > 0, alpha, 1 - alpha)
-    return (balance * missed**gamma * cross_entropy).sum()
+    return balance * missed**gamma * cross_entropy
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sum of `focal_terms`, a scalar."""
+    return focal_terms(logits, targets, alpha, gamma).sum()
 
 
 def varifocal_loss(
@@ -114,6 +119,52 @@ def dice_loss(probability: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
     overlap = (probability * target).sum(dim=1)
     total = probability.square().sum(dim=1) + target.square().sum(dim=1) + eps
     return 1 - 2 * overlap / total
+
+
+def counted_mask_loss(mask_logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Binary cross entropy plus dice on the cells that count.
+
+    Source: SIM (arXiv:2303.08578), the loss on pseudo masks. The released code feeds
+    probabilities to a cross entropy that expects logits; here they are logits.
+
+    Args:
+        mask_logits: (N, h, w).
+        targets: In [0, 1], (N, h, w).
+        counted: Bool, (N, h, w).
+
+    Returns:
+        One loss per instance, 0 where nothing counts, (N,).
+    """
+    logits, wanted = mask_logits.float().flatten(1), targets.float().flatten(1)
+    cells = counted.flatten(1).float()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    number = cells.sum(dim=1)
+    mean = (cross_entropy * cells).sum(dim=1) / number.clamp(min=1)
+    return mean + dice_loss(logits.sigmoid() * cells, wanted * cells) * (number > 0)
+
+
+def counted_focal_loss(
+    mask_logits: Tensor, targets: Tensor, counted: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Mean focal term over the cells that count.
+
+    Source: SIM as released, with logits where it has probabilities.
+
+    Args:
+        mask_logits: (N, h, w).
+        targets: 0 or 1, (N, h, w).
+        counted: Bool, (N, h, w).
+        alpha: Weight of foreground; background gets 1 - alpha.
+        gamma: Exponent of the modulating factor.
+
+    Returns:
+        One loss per instance, 0 where nothing counts, (N,).
+    """
+    cells = counted.flatten(1).float()
+    terms = focal_terms(
+        mask_logits.float().flatten(1), targets.float().flatten(1), alpha=alpha, gamma=gamma
+    )
+    return (terms * cells).sum(dim=1) / cells.sum(dim=1).clamp(min=1)
 
 
 def projection_loss(mask_logits: Tensor, box_masks: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """Masks that the teacher gives to the objects of a batch.
 
 B images, n objects of one image, N of the batch, L locations, P ranked predictions of an object, c
-predictions whose masks are held at one time, D detections of one image, h x w cells of the stride-4
-grid. Nothing here has a gradient.
+predictions whose masks are held at one time, D detections of one image or mask channels, G pairs of
+an image and a class that occurs in it, h x w cells of the stride-4 grid. Nothing here has a
+gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou
 
@@ -19,11 +21,14 @@ from boxseg.boxes import area, rasterise
 from boxseg.train.affinity import MASK_LOSS_STRIDE, valid_cells
 from boxseg.train.assigner import (
     assign_by_score,
+    assign_fcos,
+    best_per_object,
     consistent_depth,
     depth_match_scores,
     match_one_to_one,
 )
 from boxseg.train.options import Count, Share, build_part
+from boxseg.train.prototypes import Prototypes
 from boxseg.train.teacher import TeacherPredictions
 from boxseg.train.transforms import Batch
 
@@ -562,10 +567,203 @@ class DepthMatched(_OfDetections):
         return chosen, cut, quality * counts
 
 
+def _matched_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the IoU of each box with its partner: (N, 4), (N, 4) -> (N,)."""
+    overlap = area(
+        torch.cat(
+            [
+                torch.maximum(first[:, :2], second[:, :2]),
+                torch.minimum(first[:, 2:], second[:, 2:]),
+            ],
+            dim=1,
+        )
+    )
+    return overlap / (area(first) + area(second) - overlap).clamp(min=1e-6)
+
+
+@dataclass
+class Semantic:
+    """Masks where prototypes and the object's own predictions agree (SIM, arXiv:2303.08578).
+
+    Everything lies on the stride-4 grid of the student's frame; the teacher's mask features are
+    sampled there as its mask logits are, then normalised. Cells outside of the box are left to the
+    projection term. The paper prints no values for `high` and `low`; these are the ends of the
+    released range. The prototypes are made in the first call, which knows their number and size.
+    """
+
+    per_class: Count = 10
+    """Prototypes of each class, L."""
+    momentum: Share = 0.999
+    """What a prototype keeps of itself when an image's centroid joins."""
+    temperature: float = 0.1
+    """Divides cosines before the sigmoid; 1 as released."""
+    mu: float = 5.0
+    """Weight of a positive is exp(mu IoU of its box) / sum; 0, the plain mean, as released."""
+    alpha: Share = 0.5
+    """Share of the instance map in the fused probability; the rest is the semantic map's."""
+    foreground: Literal["fixed", "ranked"] = "fixed"
+    """Least probability of foreground: `high`, or, as released, for every object the value at the
+    rank that the number of cells with an instance probability above `sure` has, between `high` and
+    `highest`."""
+    high: Share = 0.7
+    highest: Share = 0.8
+    low: Share = 0.4
+    """Below it a cell is background; between it and foreground it is not counted."""
+    sure: Share = 0.7
+    """Quality is the mean probability of the cells above it."""
+    masks_per_image: Count = 64
+    """Positives per image whose masks are computed, the best of every object."""
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions and start without prototypes."""
+        if not self.low <= self.high <= self.highest:
+            raise ValueError(
+                "pseudo_masks.semantic needs low <= high <= highest, "
+                f"got {self.low} {self.high} {self.highest}"
+            )
+        if not self.temperature > 0:
+            raise ValueError(
+                f"pseudo_masks.semantic.temperature must be above 0, got {self.temperature}"
+            )
+        self.prototypes: Prototypes | None = None
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether the batch must carry depth maps."""
+        return False
+
+    @torch.no_grad()
+    def __call__(self, teacher: TeacherPredictions) -> PseudoMasks:
+        """Return masks, and move the prototypes towards what they hold."""
+        with torch.autocast(teacher.batch.images.device.type, enabled=False):
+            return self._masks(teacher)
+
+    def _masks(self, teacher: TeacherPredictions) -> PseudoMasks:
+        batch = teacher.batch
+        counts = [len(boxes) for boxes in batch.boxes]
+        features = F.normalize(teacher.mask_features, dim=1)  # (B, D, h, w)
+        classes = teacher.predictions.class_logits.shape[2]
+        prototypes = self._prototypes(classes, features)
+        instance, confidence = self.instance_maps(teacher)  # (N, h, w), (N,)
+        labels = torch.cat(batch.labels)
+        images = torch.arange(len(counts), device=labels.device).repeat_interleave(
+            torch.tensor(counts, device=labels.device), output_size=sum(counts)
+        )
+        pairs, of_pair = (images * classes + labels).unique(return_inverse=True)
+        image, label = pairs // classes, pairs % classes  # (G,)
+        per_image = torch.bincount(image, minlength=len(counts)).tolist()
+        cosines = torch.cat(
+            [
+                prototypes.cosines(of_image, chosen)
+                for of_image, chosen in zip(features, label.split(per_image), strict=True)
+            ]
+        )  # (G, L, h, w)
+
+        semantic = prototypes.semantic_map(cosines, label, self.temperature)[of_pair]
+        known = (prototypes.seen[labels] > 0).any(dim=1)
+        alpha = torch.where(known, self.alpha, 1.0)[:, None, None]
+        inside = _box_masks(batch) * (confidence > 0)[:, None, None]
+        fused = ((1 - alpha) * semantic + alpha * instance) * inside
+
+        thresholds = self.thresholds(fused, instance * inside)[:, None, None]
+        foreground = (fused >= thresholds) & (inside > 0)
+        counted = (foreground | (fused < self.low)) & (inside > 0)
+        quality = foreground_mean(fused, self.sure) * foreground.flatten(1).any(dim=1)
+
+        occupied = fused.new_zeros((len(pairs), *fused.shape[1:]))
+        occupied.index_add_(0, of_pair, foreground.float())
+        prototypes.update(features, cosines, occupied > 0, image, label)
+        found = _per_image(batch, foreground.float(), quality, confidence)
+        return replace(found, counted=list(counted.split(counts)))
+
+    def _prototypes(self, classes: int, features: Tensor) -> Prototypes:
+        """Return the prototypes on the device of the features (B, D, h, w)."""
+        if self.prototypes is None:
+            self.prototypes = Prototypes(classes, features.shape[1], self.per_class, self.momentum)
+        self.prototypes.to(features.device)
+        return self.prototypes
+
+    def instance_maps(self, teacher: TeacherPredictions) -> tuple[Tensor, Tensor]:
+        """Average the masks of every object's positives, those with better boxes more.
+
+        Source: SIM (arXiv:2303.08578), positive mask weighting. Positives are those of the
+        teacher's own pixels.
+
+        Returns:
+            Maps in [0, 1], 0 for an object without positives, (N, h, w), and the mean score0 of
+            the object's own class over its positives, 0 without, (N,).
+        """
+        batch, predictions = teacher.batch, teacher.predictions
+        zoom = teacher.zoom.repeat(1, 2)  # (B, 4)
+        found = assign_fcos(
+            predictions.locations,
+            predictions.levels,
+            [boxes * scale for boxes, scale in zip(batch.boxes, zoom, strict=True)],
+            batch.labels,
+        )
+        scores = teacher.scores[found.image_index, found.location_index]  # (N, C)
+        kept = best_per_object(
+            found.image_index,
+            found.object_index,
+            scores.amax(dim=1),
+            images=len(batch.boxes),
+            per_image=self.masks_per_image,
+        )
+        image, location = found.image_index[kept], found.location_index[kept]
+        counts = torch.tensor([len(boxes) for boxes in batch.boxes], device=image.device)
+        owner = (counts.cumsum(0) - counts)[image] + found.object_index[kept]
+        all_boxes = torch.cat(batch.boxes)
+        iou = _matched_iou(teacher.boxes[image, location], all_boxes[owner])
+        weight = torch.exp(self.mu * (iou - 1))
+        weight = weight / weight.new_zeros(len(all_boxes)).index_add_(0, owner, weight)[owner]
+
+        masks = teacher.masks_at(image, location)
+        maps = masks.new_zeros((len(all_boxes), *masks.shape[1:]))
+        maps.index_add_(0, owner, masks * weight[:, None, None])
+        own = scores[kept, found.labels[kept]]
+        total = own.new_zeros(len(all_boxes)).index_add_(0, owner, own)
+        positives = torch.bincount(owner, minlength=len(all_boxes))
+        return maps, total / positives.clamp(min=1)
+
+    def thresholds(self, fused: Tensor, instance: Tensor) -> Tensor:
+        """Return the least probability of foreground of every object.
+
+        Args:
+            fused: 0 outside of the box, (N, h, w).
+            instance: Instance maps, 0 outside of the box, (N, h, w).
+
+        Returns:
+            (N,).
+        """
+        if self.foreground == "fixed" or not len(fused):
+            return fused.new_full((len(fused),), self.high)
+        rank = (instance > self.sure).flatten(1).sum(dim=1)  # (N,)
+        falling = fused.flatten(1).sort(dim=1, descending=True).values
+        at_rank = falling.gather(1, (rank - 1).clamp(min=0)[:, None])[:, 0]
+        return at_rank.clamp(self.high, self.highest)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the prototypes; nothing before the first call."""
+        return {} if self.prototypes is None else self.prototypes.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what state_dict returned.
+
+        Raises:
+            ValueError: if it belongs to another number of prototypes.
+        """
+        self.prototypes = None
+        if state:
+            classes, _, channels = state["vectors"].shape
+            self.prototypes = Prototypes(classes, channels, self.per_class, self.momentum)
+            self.prototypes.load_state_dict(state)
+
+
 PSEUDO_MASKS: Mapping[str, type[PseudoMaskMethod]] = {
     "quality_aware": QualityAware,
     "box_teacher": BoxTeacher,
     "depth_matched": DepthMatched,
+    "semantic": Semantic,
 }
 """Every method that a recipe may name."""
 

@@ -1,6 +1,7 @@
 """The teacher: an average of the student alone, and what it says of a batch.
 
-B images, L locations, C classes, N chosen predictions, h x w cells of the stride-4 grid.
+B images, L locations, C classes, M mask channels, N chosen predictions, h x w cells of the stride-4
+grid.
 """
 
 from __future__ import annotations
@@ -62,15 +63,33 @@ class TeacherPredictions:
             In (0, 1), float32, (N, h, w).
         """
         logits = self.teacher.masks_at(self.predictions, image_index, location_index)
+        return self._sampled(logits[:, None], image_index)[:, 0].sigmoid()
+
+    @property
+    def mask_features(self) -> Tensor:
+        """Mask features on the student's stride-4 grid, float32, (B, M, h, w)."""
+        features = self.predictions.mask_features.float()
+        return self._sampled(features, torch.arange(len(features), device=features.device))
+
+    def _sampled(self, values: Tensor, image_index: Tensor) -> Tensor:
+        """Sample stride-8 values of the teacher at the stride-4 centres of the student's frame.
+
+        Args:
+            values: (N, K, rows, columns).
+            image_index: Image of each, (N,).
+
+        Returns:
+            (N, K, h, w).
+        """
         height, width = (side // MASK_LOSS_STRIDE for side in self.batch.images.shape[-2:])
-        if not len(logits):
-            return logits.new_zeros((0, height, width))
-        rows, columns = logits.shape[-2:]
-        steps_y = torch.arange(height, device=logits.device)
-        steps_x = torch.arange(width, device=logits.device)
+        rows, columns = values.shape[-2:]
+        if not len(values):
+            return values.new_zeros((0, values.shape[1], height, width))
+        steps_y = torch.arange(height, device=values.device)
+        steps_x = torch.arange(width, device=values.device)
         y = (steps_y + 0.5) * MASK_LOSS_STRIDE / (rows * MASK_STRIDE) * 2
         x = (steps_x + 0.5) * MASK_LOSS_STRIDE / (columns * MASK_STRIDE) * 2
-        zoom = self.zoom[image_index].to(logits.dtype)  # (N, 2)
+        zoom = self.zoom[image_index].to(values.dtype)  # (N, 2)
         grid = torch.stack(
             [
                 (x[None] * zoom[:, :1] - 1)[:, None, :].expand(-1, height, -1),
@@ -78,10 +97,9 @@ class TeacherPredictions:
             ],
             dim=-1,
         )  # (N, h, w, 2)
-        sampled = F.grid_sample(
-            logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
+        return F.grid_sample(
+            values, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
-        return sampled[:, 0].sigmoid()
 
 
 class Teacher:
