@@ -416,7 +416,8 @@ class PseudoAffinityTerm(_PseudoOptions):
         boxes = context.batch.boxes
         height, width = context.mask_logits.shape[-2:]
         counts = torch.tensor([len(each) for each in boxes], device=quality.device)
-        valid = context.valid_cells(self.bottom_pixels).repeat_interleave(counts, dim=0)
+        valid = context.valid_cells(self.bottom_pixels)
+        valid = valid.repeat_interleave(counts, dim=0, output_size=sum(map(len, boxes)))
         inside = rasterise(torch.cat(boxes), height, width, MASK_LOSS_STRIDE) > 0
         inside &= (torch.cat(pseudo.quality) > 0)[:, None, None]
         if pseudo.counted is not None:

@@ -205,8 +205,9 @@ def rank_by_iou(teacher: TeacherPredictions, most: int) -> Ranking:
         scores.append(own)
         agree.append(own >= of_classes.amax(dim=2))
     counts = torch.tensor([len(boxes) for boxes in batch.boxes], device=teacher.boxes.device)
+    images = torch.arange(len(counts), device=counts.device)
     return Ranking(
-        image_index=torch.arange(len(counts), device=counts.device).repeat_interleave(counts),
+        image_index=images.repeat_interleave(counts, output_size=sum(map(len, batch.boxes))),
         location_index=torch.cat(locations),
         iou=torch.cat(ious),
         scores=torch.cat(scores),
