@@ -40,7 +40,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "data": LazyCommand(
         "boxseg.train.data_commands",
         "data",
-        "Render the default data, or check a COCO file.",
+        "Render the default data, check a COCO file, make depth maps.",
         "train",
     ),
     "train": LazyCommand(

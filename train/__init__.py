@@ -1,10 +1,11 @@
 """Everything that ends with training.
 
 commands.py        boxseg train
-data_commands.py   boxseg data scenes, boxseg data check
+data_commands.py   boxseg data scenes, check, depth
 recipe.py          the settings of a run, read from YAML
 scenes.py          rendered scenes with exact boxes, masks and depth
 coco.py            COCO boxes as a data set; masks are dropped at the door
+depth_maps.py      depth maps from a foreign network
 data_check.py      every defect of an annotation file in one pass
 transforms.py      scale and flip; batches
 data_order.py      which images an optimizer step sees

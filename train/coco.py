@@ -6,6 +6,7 @@ parsed, unless the recipe asks for them.
 """
 
 import json
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,28 @@ def parse_annotation_file(path: str | Path, *, with_masks: bool) -> dict[str, An
             if not isinstance(entry, dict):
                 raise DataError(f"{path}: {key}[{position}] must be an object, got {entry!r:.40}")
     return content
+
+
+def write_annotation_file(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a COCO file, at once or not at all; a link stays one, what it points to is written.
+
+    Args:
+        content: The file's object.
+        path: Where it goes; an existing file is replaced.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    path = Path(path)
+    target = path.resolve()
+    part = target.with_name(target.name + ".part")
+    try:
+        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, part)
+        part.replace(target)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

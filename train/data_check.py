@@ -5,7 +5,6 @@ so that what is reported and what is repaired cannot drift apart.
 """
 
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -20,7 +19,13 @@ from pycocotools import mask as coco_mask
 from boxseg.errors import DataError
 from boxseg.runtime.accuracy import encode_mask
 from boxseg.runtime.images import is_file, read_image
-from boxseg.train.coco import SMALLEST_SIDE, is_box, parse_annotation_file, read_depth
+from boxseg.train.coco import (
+    SMALLEST_SIDE,
+    is_box,
+    parse_annotation_file,
+    read_depth,
+    write_annotation_file,
+)
 
 EDGE_TOLERANCE = 0.5
 """Pixels by which a box may pass the edge of its image: rounding, no defect."""
@@ -480,9 +485,4 @@ def write_repaired(report: Report, out: str | Path) -> None:
     out = Path(out)
     if out.exists() and out.samefile(report.path):
         raise ValueError(f"--fix must name another file than the checked one, got {out}")
-    part = out.with_name(out.name + ".part")
-    try:
-        part.write_text(json.dumps(report.repaired) + "\n", encoding="utf-8")
-        part.replace(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror}") from None
+    write_annotation_file(report.repaired, out)

@@ -1,13 +1,28 @@
-"""`boxseg data`: render scenes, check annotation files."""
+"""`boxseg data`: render scenes, check annotation files, make depth maps."""
 
 import sys
 from collections import deque
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import Progress
 
 from boxseg.errors import BoxSegError, DataError
 from boxseg.train.data_check import Report, check_annotations, write_repaired
+from boxseg.train.depth_maps import (
+    DEFAULT_DIVISOR,
+    DEFAULT_SHORT_SIDE,
+    TRANSFORMERS,
+    DepthPredictor,
+    DepthReport,
+    InputRange,
+    OnnxDepth,
+    TransformersDepth,
+    inverted,
+    make_depth_maps,
+)
 from boxseg.train.scenes import SMALLEST_SCENE, Difficulty, write_scenes
 
 _ENOUGH_OBJECTS = 200
@@ -16,7 +31,7 @@ _ENOUGH_OBJECTS = 200
 
 @click.group()
 def data() -> None:
-    """Render scenes and check annotation files."""
+    """Render scenes, check annotation files, make depth maps."""
 
 
 @data.command()
@@ -137,3 +152,124 @@ def check(file: Path, images: Path | None, flip: str, fix: Path | None) -> None:
     if report.defects:
         raise DataError(f"{file}: {len(report.defects)} defects in {size}")
     click.echo(f"{file}: {size}, no defects")
+
+
+def _depth_lines(folder: Path, report: DepthReport) -> list[str]:
+    """Closing lines: what was made, and whether it looks like inverse depth."""
+    lines = [
+        f"{folder}: {report.images} images; {report.made} depth maps made, {report.kept} were there"
+    ]
+    lines += [f"{path}: depth_file_name entered" for path in report.written]
+    if report.flat:
+        lines.append(f"warning: {report.flat} maps are flat; does --input-range fit the network?")
+    if report.boxes:
+        share = report.nearer / report.boxes
+        lines.append(
+            f"{share:.0%} of {report.boxes} boxes are nearer than what surrounds them"
+            + ("" if share > 0.5 else "; at least half should be: see --input-range and --invert")
+        )
+    return lines
+
+
+@data.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--predictor",
+    required=True,
+    metavar=f"FILE.onnx|{TRANSFORMERS}NAME",
+    help="Depth network: an ONNX file, or a name of Hugging Face's depth-estimation pipeline.",
+)
+@click.option(
+    "--input-range",
+    type=click.Choice(["0..255", "0..1", "imagenet"]),
+    default="imagenet",
+    show_default=True,
+    help="RGB values that an ONNX network of float input expects; imagenet is 0..1 normalised.",
+)
+@click.option(
+    "--imgsz",
+    type=click.IntRange(min=32),
+    default=DEFAULT_SHORT_SIDE,
+    show_default=True,
+    help="Short side that an ONNX network of free size sees, pixels.",
+)
+@click.option(
+    "--divisor",
+    type=click.IntRange(min=1),
+    default=DEFAULT_DIVISOR,
+    show_default=True,
+    help="Both sides are rounded up to a multiple of this; networks on 14 x 14 patches need 14.",
+)
+@click.option("--invert", is_flag=True, help="The network predicts distance, not inverse depth.")
+@click.option(
+    "--out-bits",
+    type=click.Choice(["16", "8"]),
+    default="16",
+    show_default=True,
+    help="Of the PNG.",
+)
+@click.option("--overwrite", is_flag=True, help="Make maps anew that are there.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the network runs.",
+)
+@click.pass_context
+def depth(
+    context: click.Context,
+    folder: Path,
+    predictor: str,
+    input_range: InputRange,
+    imgsz: int,
+    divisor: int,
+    invert: bool,
+    out_bits: str,
+    overwrite: bool,
+    device: str,
+) -> None:
+    """Predict a depth map for every image of DIR/train.json and DIR/val.json.
+
+    Writes DIR/depth/*.png, inverse depth from each image's farthest (0) to its nearest point, and
+    enters depth_file_name in the two files. Maps that are there stay; after an interrupt the same
+    command goes on. Networks come with licences of their own; none is shipped.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    network: DepthPredictor
+    if predictor.startswith(TRANSFORMERS):
+        for name in ("input_range", "imgsz", "divisor"):
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} is for ONNX files; transformers prepares its "
+                    "images itself"
+                )
+        network = TransformersDepth(predictor.removeprefix(TRANSFORMERS), device=device)
+    else:
+        network = OnnxDepth(
+            Path(predictor),
+            input_range=input_range,
+            short_side=imgsz,
+            divisor=divisor,
+            device=device,
+        )
+    if invert:
+        network = inverted(network)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("depth maps", total=None)
+        report = make_depth_maps(
+            folder,
+            network,
+            bits=int(out_bits),
+            overwrite=overwrite,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for line in _depth_lines(folder, report):
+        click.echo(line)
+    if report.unreadable:
+        raise DataError(
+            f"{folder}: {len(report.unreadable)} of {report.images} images have no depth map, "
+            f"because they cannot be read; first: {report.unreadable[0]}"
+        )
