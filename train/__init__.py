@@ -11,6 +11,8 @@ transforms.py      scale and flip; batches
 data_order.py      which images an optimizer step sees
 assigner.py        which locations learn which object
 affinity.py        which neighbouring pixels look alike, by colour or by depth
+memory_bank.py     objects of earlier images, and which of them are pasted where
+copy_paste.py      pastes them into an image and all of its targets
 losses.py          pure functions
 criterion.py       the terms that a recipe lists
 depth_head.py      guides masks by depth while they are trained
