@@ -11,7 +11,7 @@ bilinearly, exceeds one half; nothing is blended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 from boxseg.boxes import rasterise
 from boxseg.train.affinity import MASK_LOSS_STRIDE
 from boxseg.train.coco import SMALLEST_SIDE
+from boxseg.train.options import Share
 
 CELL_AREA = MASK_LOSS_STRIDE**2
 """Pixels of one cell."""
@@ -42,7 +43,7 @@ class PasteRules:
     """Pixels by which the sides of an object's box may move when something covers it."""
     min_left_area: float = 300.0
     """Area of what is left of an object's mask, pixels, above which its box may move farther."""
-    min_left_share: float = field(default=0.0, metadata={"most": 1.0})
+    min_left_share: Share = 0.0
     """Share of an object's mask that must be exceeded by what is left of it, even if its box did
     not move. 0 drops what is hidden as a whole, which the released code keeps."""
     depth_margin: float = 8.0

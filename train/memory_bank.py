@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from boxseg.train.copy_paste import (
     items_of,
     paste_peers,
 )
+from boxseg.train.options import Count, Share, build_part
 from boxseg.train.pseudo_masks import PseudoMasks
 from boxseg.train.transforms import Batch
 
@@ -77,34 +78,21 @@ def _place_over(
     return Placement(peer, row=cells[0], column=cells[1])
 
 
-def _at_least(least: float, default: float) -> Any:
-    return field(default=default, metadata={"least": least})
-
-
-def _share(default: float) -> Any:
-    return field(default=default, metadata={"most": 1.0})
-
-
-def _one_of(*words: str) -> Any:
-    """The first word is the default."""
-    return field(default=words[0], metadata={"words": words})
-
-
 @dataclass(frozen=True)
 class CopyPaste(PasteRules, ABC):
     """What both methods share: size of the bank, what may enter it, what stays visible."""
 
-    length: int = _at_least(1, 80)
+    length: Count = 80
     """Peers (peer) or images (semantic) in the bank."""
-    evict: str = _one_of("fifo", "random")
+    evict: Literal["fifo", "random"] = "fifo"
     """What leaves a full bank. random: BoxSeg's released code; the paper says first in, first
     out."""
     remove_used: bool = False
     """Whether a peer leaves the bank when it is pasted, or tried and found hidden (BoxSeg's
     released code)."""
-    min_quality: float = _share(0.5)
+    min_quality: Share = 0.5
     """A peer's mask quality must exceed this."""
-    min_confidence: float = _share(0.5)
+    min_confidence: Share = 0.5
     """A peer's mean prediction score must exceed this."""
     min_area: float = 300.0
     """Area of a peer's mask, pixels, that must be exceeded."""
@@ -163,14 +151,14 @@ class PeerPaste(CopyPaste):
     `choice` and `place`: random, random / quality, random / quality, overlapped.
     """
 
-    choice: str = _one_of("quality", "random")
+    choice: Literal["quality", "random"] = "quality"
     """quality: only good, isolated peers enter the bank, and the best of a random stored image is
     taken. random: any object with a mask of more than `min_area` enters, and any is taken."""
-    place: str = _one_of("overlapped", "random")
+    place: Literal["overlapped", "random"] = "overlapped"
     """overlapped: over an object of the peer's class. random: anywhere in the image."""
-    max_overlap: float = _share(0.1)
+    max_overlap: Share = 0.1
     """Box IoU with every other object of its image that a peer must stay below."""
-    skip: float = _share(0.7)
+    skip: Share = 0.7
     """Probability, once warmed up, that an image stays as it is."""
     warmup_steps: int = 10000
     """Steps of the teacher over which the probability of `skip` grows from 0."""
@@ -224,21 +212,21 @@ class SemanticPaste(CopyPaste):
     draws with replacement, here without. An object is dropped when nothing of its mask is left.
     """
 
-    length: int = _at_least(1, 100)
-    min_quality: float = _share(0.0)
-    min_confidence: float = _share(0.0)
+    length: Count = 100
+    min_quality: Share = 0.0
+    min_confidence: Share = 0.0
     min_area: float = 0.0
     min_pasted_area: float = 0.0
     min_left_area: float = 0.0
-    probability: float = _share(0.5)
+    probability: Share = 0.5
     """Of pasting into an image, once the bank is full."""
-    share: float = _share(0.25)
+    share: Share = 0.25
     """Part of a stored image's objects that is pasted, rounded down."""
-    most: int = _at_least(1, 3)
+    most: Count = 3
     """Objects pasted into one image at most; at least 1 is."""
     quality_power: float = 1.0
     """Power of the quality that an object is drawn by."""
-    place: str = _one_of("in_place", "shifted")
+    place: Literal["in_place", "shifted"] = "in_place"
     """in_place: where the object lay in its own image. shifted: anywhere in the image."""
 
     def unit(self, peer: Peer) -> int:
@@ -288,33 +276,7 @@ def build_copy_paste(section: Mapping[str, Mapping[str, Any]]) -> CopyPaste:
     name, options = next(iter(section.items()))
     if name not in COPY_PASTE:
         raise ValueError(f"copy_paste.{name} is unknown; known methods: {', '.join(COPY_PASTE)}")
-    known = {item.name: item for item in fields(COPY_PASTE[name])}
-    for option, value in options.items():
-        path = f"copy_paste.{name}.{option}"
-        if option not in known:
-            raise ValueError(f"{path} is unknown; known options: {', '.join(known)}")
-        _check_value(path, value, known[option].default, known[option].metadata)
-    return COPY_PASTE[name](**options)
-
-
-def _check_value(path: str, value: object, default: object, rule: Mapping[Any, Any]) -> None:
-    """Refuse a value that an option cannot have."""
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{path} must be true or false, got {value!r}")
-        return
-    if isinstance(default, str):
-        if value not in rule["words"]:
-            raise ValueError(f"{path} must be {' or '.join(rule['words'])}, got {value!r}")
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{path} must be a number, got {value!r}")
-    if isinstance(default, int) and not isinstance(value, int):
-        raise ValueError(f"{path} must be a whole number, got {value!r}")
-    least = rule.get("least", 0)
-    if not least <= value <= rule.get("most", math.inf):
-        upper = f" and at most {rule['most']:g}" if "most" in rule else ""
-        raise ValueError(f"{path} must be at least {least}{upper}, got {value!r}")
+    return build_part(COPY_PASTE[name], options or {}, f"copy_paste.{name}")
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:
