@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 import numpy as np
 
 from boxseg.errors import BackendMissingError, BoxSegError, DataError
-from boxseg.runtime.images import read_image
+from boxseg.runtime.images import leaves_folder, read_image
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -214,6 +214,11 @@ def load_truth(annotation_file: str | Path) -> _Truth:
     for entry in images:
         if not isinstance(entry.get("file_name"), str):
             raise DataError(f"{path}: image {entry['id']} has no file_name")
+        if leaves_folder(entry["file_name"]):
+            raise DataError(
+                f"{path}: image {entry['id']}: file_name {entry['file_name']!r} leaves the folder "
+                "of images"
+            )
 
     annotations: list[dict[str, Any]] = []
     empty = 0

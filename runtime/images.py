@@ -8,6 +8,7 @@ Every way of storing a picture ends in the one array that the rest of boxseg rea
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,16 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a file name that a data file gives is absolute or climbs out of its folder.
+
+    Only the name is judged: a link inside the folder is its owner's will.
+    """
+    if os.path.isabs(name) or os.path.splitdrive(name)[0]:  # noqa: PTH117  a Path costs more
+        return True
+    return os.pardir in name and Path(os.path.normpath(name)).parts[0] == os.pardir
 
 
 def _sixteen_to_eight(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -359,6 +359,11 @@ def test_annotations_that_cannot_be_judged_are_errors(
             "no file_name",
         ),
         (
+            '{"images": [{"id": 1, "file_name": "a/../../b"}], "annotations": [], '
+            '"categories": [{"id": 1}]}',
+            "image 1: file_name 'a/../../b' leaves the folder of images",
+        ),
+        (
             '{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": [{"id": 1}]}',
             "image id 1 is given twice",
         ),

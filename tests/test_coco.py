@@ -15,7 +15,8 @@ from PIL import Image
 
 from boxseg.errors import DataError
 from boxseg.train import coco
-from boxseg.train.coco import CocoBoxes, image_size, parse_annotation_file, read_depth
+from boxseg.train.annotation_table import parse_annotation_file
+from boxseg.train.coco import CocoBoxes, image_size, read_depth
 from boxseg.train.transforms import Geometry, collate
 
 GEOMETRY = Geometry((32,), 640, flip="off")
@@ -262,6 +263,88 @@ def test_every_kind_of_pixel_becomes_rgb(folder: Path, mode: str) -> None:
     assert sample.image.shape == (3, 32, 48)
     if mode in ("L", "I;16"):
         np.testing.assert_array_equal(sample.image.numpy(), np.stack([grey] * 3))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "a/../../secret.png", "{root}/secret.png"])
+def test_a_name_that_leaves_the_folder_is_dropped_and_never_opened(folder: Path, name: str) -> None:
+    root = folder / "data"
+    root.mkdir()
+    (folder / "images").rename(root / "images")
+    picture(folder / "secret.png")
+    values = content()
+    values["images"][0]["file_name"] = name.format(root=folder)
+    images = open_set(root, values)
+    assert images.dropped == {"images outside the data folder": 1}
+    assert images.image_ids.tolist() == [10]
+    with pytest.raises(DataError, match=r"secret\.png' lies outside .*\(image 20\) \(strict\)"):
+        open_set(root, values, strict=True)
+
+
+def test_a_depth_map_outside_the_folder_is_none(folder: Path) -> None:
+    values = content()
+    for entry in values["images"]:
+        entry["depth_file_name"] = "../depth.png"
+    with pytest.raises(DataError, match=r"2 images without a depth map.*'../depth.png' lies outs"):
+        open_set(folder, values, with_depth=True)
+
+
+def test_a_detour_that_stays_inside_is_fine(folder: Path) -> None:
+    values = content()
+    values["images"][0]["file_name"] = "images/../images/..//images/b.png"
+    values["images"][1]["file_name"] = "./images/a.jpg"
+    assert len(open_set(folder, values, strict=True)) == 2
+
+
+def test_a_large_set_is_known_at_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coco, "CACHED_FROM", 1)
+    monkeypatch.setenv("BOXSEG_CACHE", str(folder / "cache"))
+    first = open_set(folder, content())
+    (kept,) = (folder / "cache").iterdir()
+    assert f"kept for a quick next start in {kept}" in first.notes[-1]
+
+    def read(path: Path) -> tuple[int, int]:
+        raise AssertionError(f"{path} is known already")
+
+    monkeypatch.setattr(coco, "image_size", read)
+    second = open_set(folder, content())
+    assert f"known from an earlier start, {kept}" in second.notes[-1]
+    assert (second.classes, second.sha256) == (first.classes, first.sha256)
+    for index in range(2):
+        assert second[index].boxes.equal(first[index].boxes)
+        assert second[index].file_name == first[index].file_name
+    monkeypatch.undo()
+
+
+def test_a_known_set_notices_what_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco, "CACHED_FROM", 1)
+    monkeypatch.setenv("BOXSEG_CACHE", str(folder / "cache"))
+    open_set(folder, content())
+    (kept,) = (folder / "cache").iterdir()
+    # another size in place of an image that is known
+    picture(folder / "images" / "a.jpg", 40, 40)
+    assert open_set(folder, content()).dropped == {
+        "images whose size is not the one in the json": 1
+    }
+    (folder / "images" / "a.jpg").unlink()
+    assert open_set(folder, content()).dropped == {"missing images": 1}
+    picture(folder / "images" / "a.jpg")
+    # another annotation file
+    values = content()
+    del values["annotations"][0]
+    assert open_set(folder, values).num_boxes == 1
+    assert len(list((folder / "cache").iterdir())) == 2
+    # masks are read from the file itself
+    assert open_set(folder, content(), with_masks=True)[0].masks is not None
+    # a cache with arrays that fit nothing
+    np.savez(kept, version=np.array(1), boxes=np.zeros(3))
+    assert open_set(folder, content()).num_boxes == 2
+    # and a cache folder that cannot be one
+    monkeypatch.setenv("BOXSEG_CACHE", str(folder / "train.json"))
+    images = open_set(folder, content())
+    assert "cannot be written" in images.notes[-1]
+    assert images.num_boxes == 2
 
 
 def test_depth_maps_come_with_the_image(folder: Path) -> None:

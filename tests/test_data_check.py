@@ -159,6 +159,17 @@ def test_a_file_name_that_no_system_takes_is_a_missing_image(folder: Path) -> No
     assert kind == "missing image"
 
 
+def test_names_that_leave_the_folder_are_found(folder: Path) -> None:
+    values = content()
+    values["images"][0]["file_name"] = "../a.jpg"
+    values["images"][1]["file_name"] = str(folder / "b.png")
+    values["images"][2]["depth_file_name"] = "../c.png"
+    report = check(folder, values)
+    assert [kind for kind, _ in found(report)] == ["image outside", "image outside", "depth map"]
+    assert [entry["id"] for entry in report.repaired["images"]] == [3]
+    assert "depth_file_name" not in report.repaired["images"][0]
+
+
 def test_a_truncated_jpeg_is_found(folder: Path) -> None:
     whole = (folder / "c.jpg").read_bytes()
     (folder / "c.jpg").write_bytes(whole[:-200])

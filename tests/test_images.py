@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from boxseg.errors import BackendMissingError, DataError
 from boxseg.runtime import images
-from boxseg.runtime.images import iterate_frames, read_image
+from boxseg.runtime.images import iterate_frames, leaves_folder, read_image
 
 
 def _colours() -> np.ndarray:
@@ -136,6 +139,68 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(DataError, match="too many pixels"):
         read_image(tmp_path / "a.png")
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    code = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + code
+
+
+PNG_OF_10_GIGAPIXELS = (
+    b"\x89PNG\r\n\x1a\n"
+    + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    + _png_chunk(b"IDAT", zlib.compress(bytes(1000)))
+    + _png_chunk(b"IEND", b"")
+)
+JPEG_OF_4_GIGAPIXELS = (
+    b"\xff\xd8"
+    + b"\xff\xc0"
+    + struct.pack(">HBHHB", 17, 8, 65_500, 65_500, 3)
+    + bytes((1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0))
+    + b"\xff\xda"
+    + struct.pack(">HBBBBBBBBBB", 12, 3, 1, 0, 2, 0, 3, 0, 0, 63, 0)
+    + b"\xff\xd9"
+)
+BITMAP_OF_10_GIGAPIXELS = (
+    b"BM"
+    + struct.pack("<IHHI", 154, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 100_000, 100_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    + bytes(100)
+)
+GIF_OF_4_GIGAPIXELS = (
+    b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0x80, 0, 0) + bytes(6) + b"\x3b"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.png", PNG_OF_10_GIGAPIXELS),
+        ("a.jpg", JPEG_OF_4_GIGAPIXELS),
+        ("a.bmp", BITMAP_OF_10_GIGAPIXELS),
+        ("a.gif", GIF_OF_4_GIGAPIXELS),
+    ],
+)
+def test_a_header_that_claims_gigabytes_is_refused_before_they_are_reserved(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"{name}: .*(limit is 89478485 pixels|not an image)"):
+        read_image(tmp_path / name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "a/../../b.png", "..", "a/b/../../.."])
+def test_names_that_leave_their_folder_are_known(name: str) -> None:
+    assert leaves_folder(name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a/../b.png", "..a.png", "a../b..", "./a/./../b.png"])
+def test_names_that_stay_are_known_too(name: str) -> None:
+    assert not leaves_folder(name)
 
 
 def test_folder_yields_its_images_in_order_of_name(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
 """COCO boxes: annotation file in, images with boxes out.
 
-Letters: N instances, H x W pixels of the scaled image. Boxes are float32 x1, y1, x2, y2 in pixels
-of the named frame. Masks are dropped at the door: their entries are deleted while the file is
-parsed, unless the recipe asks for them.
+Letters: I images and N objects of the file; N instances of an image, H x W pixels of the scaled
+image. Boxes are float32 x1, y1, x2, y2 in pixels of the named frame. Masks are dropped at the door:
+they are skipped while the file is parsed, unless the recipe asks for them.
 """
 
-import json
-import shutil
+import hashlib
+import os
+import stat
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,98 +23,35 @@ from torch.utils.data import Dataset
 
 from boxseg.errors import DataError
 from boxseg.runtime.accuracy import Rle, encode_mask
-from boxseg.runtime.images import PIXEL_LIMIT, is_file, read_image
+from boxseg.runtime.images import PIXEL_LIMIT, is_file, leaves_folder, read_image
+from boxseg.train.annotation_table import (
+    AnnotationTable,
+    Texts,
+    from_arrays,
+    read_bytes,
+    read_table,
+    to_arrays,
+)
+from boxseg.train.data_cache import cache_file, read_cache, write_cache
 from boxseg.train.transforms import AnnotatedImage, Geometry, Sample
 
 SMALLEST_SIDE = 2.0
 """Boxes with a side below this many pixels of the original frame are no targets."""
 
 TOO_SMALL = "boxes under 2 px"
+OUTSIDE = "images outside the data folder"
 MISSING_IMAGE = "missing images"
 CORRUPT_IMAGE = "corrupt images"
 SIZE_MISMATCH = "images whose size is not the one in the json"
 MISSING_DEPTH = "images without a depth map"
 CROWD = "crowd or difficult objects"
 OTHER_CLASS = "objects of classes left out"
-_DEFECTS = (TOO_SMALL, MISSING_IMAGE, CORRUPT_IMAGE, SIZE_MISMATCH, MISSING_DEPTH)
+_DEFECTS = (TOO_SMALL, OUTSIDE, MISSING_IMAGE, CORRUPT_IMAGE, SIZE_MISMATCH, MISSING_DEPTH)
+
+CACHED_FROM = 16_000_000
+"""Bytes of an annotation file from which on what was found is kept for the next start."""
 
 _ORIENTATION_TAG = 0x0112
-
-
-def _without_masks(entry: dict[str, Any]) -> dict[str, Any]:
-    """Delete the mask of an annotation while the file is being parsed."""
-    entry.pop("segmentation", None)
-    return entry
-
-
-def parse_annotation_file(path: str | Path, *, with_masks: bool) -> dict[str, Any]:
-    """Read a COCO file and make sure that its three lists are there.
-
-    Args:
-        path: The json file.
-        with_masks: Keep `segmentation` entries; otherwise they are deleted while parsing.
-
-    Returns:
-        The file's object. `images`, `annotations` and `categories` are lists of objects; their
-        entries are not looked at.
-
-    Raises:
-        DataError: The file is missing, is no json, or is no COCO file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a COCO json" if path.is_dir() else "no such annotation file"
-        raise DataError(f"{path}: {what}")
-    try:
-        with path.open("rb") as file:
-            content = json.load(file, object_hook=None if with_masks else _without_masks)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: broken json at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{path}: broken json: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: a COCO file is an object with images, annotations and categories, "
-            f"got a {type(content).__name__}"
-        )
-    for key in ("images", "annotations", "categories"):
-        if key not in content:
-            raise DataError(f"{path}: the key {key!r} is missing; a COCO file has it")
-        entries = content[key]
-        if not isinstance(entries, list):
-            raise DataError(f"{path}: {key!r} must be a list, got a {type(entries).__name__}")
-        for position, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                raise DataError(f"{path}: {key}[{position}] must be an object, got {entry!r:.40}")
-    return content
-
-
-def write_annotation_file(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a COCO file, at once or not at all; a link stays one, what it points to is written.
-
-    Args:
-        content: The file's object.
-        path: Where it goes; an existing file is replaced.
-
-    Raises:
-        DataError: It cannot be written.
-    """
-    path = Path(path)
-    target = path.resolve()
-    part = target.with_name(target.name + ".part")
-    try:
-        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        if target.exists():
-            shutil.copymode(target, part)
-        part.replace(target)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -187,41 +125,82 @@ def read_depth(path: str | Path) -> NDArray[np.float32]:
     raise DataError(f"{path}: a depth map is an 8- or 16-bit grey PNG, got mode {mode}")
 
 
-def _identifier(entry: Mapping[str, Any], key: str, where: str) -> int:
-    """Read an integer id of an entry."""
-    value = entry.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
-        raise DataError(f"{where}: {key!r} must be an integer, got {value!r:.40}")
-    return value
+@dataclass(frozen=True)
+class ImageFacts:
+    """What looking at image files found, by row of the annotation table."""
+
+    files: NDArray[np.int64]
+    """Length in bytes and time of the last change in nanoseconds; -1 without a file, (I, 2)."""
+    sizes: NDArray[np.int64]
+    """Height and width as a person sees the image; 0 where it cannot be used, (I, 2)."""
+
+    def equal(self, other: "ImageFacts") -> bool:
+        """Whether both say the same."""
+        return np.array_equal(self.files, other.files) and np.array_equal(self.sizes, other.sizes)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name."""
+        return {"image.files": self.files, "image.sizes": self.sizes}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "ImageFacts":
+        """Return what `to_arrays` took apart.
+
+        Raises:
+            ValueError: The arrays are others.
+        """
+        files, sizes = arrays.get("image.files"), arrays.get("image.sizes")
+        shape = (len(arrays["image_ids"]), 2)
+        for array in (files, sizes):
+            if array is None or array.shape != shape or array.dtype != np.int64:
+                raise ValueError("the facts of the images do not fit the table")
+        assert files is not None
+        assert sizes is not None
+        return cls(files, sizes)
 
 
-def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
-    """Read a non-empty text of an entry."""
-    value = entry.get(key)
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: {key!r} must be a text, got {value!r:.40}")
-    return value
+def look_at_images(
+    root: Path,
+    names: Texts,
+    known: ImageFacts | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[ImageFacts, dict[int, tuple[str, str]]]:
+    """Find the size of every image, reading the head of each file that is not known yet.
 
+    Args:
+        root: Folder that the names are relative to.
+        names: File names, (I,).
+        known: What an earlier look found; a file of the same length and time is not read again.
+        progress: Called with the number done and the number of all.
 
-def is_box(value: object) -> TypeGuard[Sequence[float]]:
-    """Whether a value of a json is four finite numbers of a size that pixels can have."""
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(
-            isinstance(number, int | float) and not isinstance(number, bool) and -1e9 < number < 1e9
-            for number in value
-        )
-    )
-
-
-def _box(entry: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
-    """Read bbox (x, y, width, height) as x1, y1, x2, y2."""
-    value = entry.get("bbox")
-    if not is_box(value):
-        raise DataError(f"{where}: 'bbox' must be numbers x, y, width, height, got {value!r:.60}")
-    x, y, width, height = (float(number) for number in value)
-    return x, y, x + width, y + height
+    Returns:
+        The facts; and of each row that cannot be used the reason and one line about it.
+    """
+    files = np.full((len(names), 2), -1, dtype=np.int64)
+    sizes = np.zeros((len(names), 2), dtype=np.int64)
+    wrong: dict[int, tuple[str, str]] = {}
+    for row, name in enumerate(names):
+        if leaves_folder(name):
+            wrong[row] = OUTSIDE, f"{name!r} lies outside {root}"
+            continue
+        try:
+            found = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118  a Path costs more
+        except (OSError, ValueError):
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode):
+            wrong[row] = MISSING_IMAGE, f"{root / name}: no such image file"
+            continue
+        files[row] = found.st_size, found.st_mtime_ns
+        if known is not None and known.sizes[row, 0] and (known.files[row] == files[row]).all():
+            sizes[row] = known.sizes[row]
+        else:
+            try:
+                sizes[row] = image_size(root / name)
+            except DataError as error:
+                wrong[row] = CORRUPT_IMAGE, str(error)
+        if progress is not None:
+            progress(row + 1, len(names))
+    return ImageFacts(files, sizes), wrong
 
 
 @dataclass(frozen=True)
@@ -231,36 +210,11 @@ class _Category:
     count: int
 
 
-def _read_categories(content: Mapping[str, Any], path: Path) -> list[_Category]:
+def _read_categories(table: AnnotationTable) -> list[_Category]:
     """Categories in the order of their ids, with the number of annotations of each."""
-    names: dict[int, str] = {}
-    for position, entry in enumerate(content["categories"]):
-        where = f"{path}: categories[{position}]"
-        identifier = _identifier(entry, "id", where)
-        name = _text(entry, "name", where)
-        if identifier in names:
-            raise DataError(f"{where}: category id {identifier} is used twice")
-        if name in names.values():
-            raise DataError(f"{where}: category name {name!r} is used twice")
-        names[identifier] = name
-    if not names:
-        raise DataError(f"{path}: 'categories' is empty")
-    counts: Counter[int] = Counter()
-    for position, entry in enumerate(content["annotations"]):
-        where = _annotation_place(path, position, entry)
-        category = _identifier(entry, "category_id", where)
-        if category not in names:
-            raise DataError(
-                f"{where}: unknown category id {category}; "
-                f"known are {', '.join(str(key) for key in sorted(names))}"
-            )
-        counts[category] += 1
+    counts = Counter(table.labels.tolist())
+    names = dict(zip(table.category_ids.tolist(), table.category_names, strict=True))
     return [_Category(key, names[key], counts[key]) for key in sorted(names)]
-
-
-def _annotation_place(path: Path, position: int, entry: Mapping[str, Any]) -> str:
-    """Name an annotation in a message."""
-    return f"{path}: annotations[{position}] (id {entry.get('id')}, image {entry.get('image_id')})"
 
 
 def _choose_classes(
@@ -310,6 +264,8 @@ class CocoBoxes(Dataset[Sample]):
     """How many objects or images were left out, by reason."""
     notes: tuple[str, ...]
     """One line for each thing worth telling a person: what was dropped, which classes are empty."""
+    sha256: str
+    """Of the annotation file, hexadecimal."""
 
     def __init__(
         self,
@@ -321,6 +277,7 @@ class CocoBoxes(Dataset[Sample]):
         with_masks: bool = False,
         with_depth: bool = False,
         strict: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Read the annotations and look at every image file.
 
@@ -333,6 +290,7 @@ class CocoBoxes(Dataset[Sample]):
             with_masks: Load true masks. Only a mask-supervised recipe does.
             with_depth: Load the depth maps that `depth_file_name` names.
             strict: Make what would be dropped with a warning an error.
+            progress: Called after each image with the number looked at and the number of all.
 
         Raises:
             DataError: The file is no COCO file, holds no usable image, or is defective while
@@ -347,18 +305,54 @@ class CocoBoxes(Dataset[Sample]):
         self.dropped = Counter()
         self._first: dict[str, str] = {}
 
-        content = parse_annotation_file(self._path, with_masks=with_masks)
-        categories = _read_categories(content, self._path)
+        table, known, cache = self._open(with_masks=with_masks)
+        categories = _read_categories(table)
         chosen = _choose_classes(categories, classes, self._path)
         self.classes = tuple(category.name for category in chosen)
         self.category_ids = tuple(category.identifier for category in chosen)
         self._mirrored = transform.mirrored_labels(self.classes)
         self.left_out = tuple(item.name for item in categories if item not in chosen)
 
-        self._keep_images(content["images"])
-        self._targets = self._read_targets(content["annotations"], with_masks=with_masks)
+        facts = self._keep_images(table, known, progress)
+        self._targets = self._read_targets(table)
         empty = [category.name for category in chosen if not category.count]
         self.notes = tuple(self._tell(empty))
+        if known is not None:
+            self.notes += (f"{self._path}: known from an earlier start, {cache}",)
+        if cache is not None and (known is None or not facts.equal(known)):
+            self.notes += (self._keep(cache, table, facts),)
+
+    def _open(self, *, with_masks: bool) -> tuple[AnnotationTable, ImageFacts | None, Path | None]:
+        """Read the file or its cache.
+
+        Returns:
+            The table, what is known of its images, and the cache's file if one is worth while.
+        """
+        text = read_bytes(self._path)
+        self.sha256 = hashlib.sha256(text).hexdigest()
+        if len(text) < CACHED_FROM:
+            return read_table(self._path, text, with_masks=with_masks), None, None
+        file = cache_file(self.sha256, self._root)
+        arrays = read_cache(file)
+        try:
+            table = None if arrays is None else from_arrays(self._path, arrays)
+            known = None if arrays is None else ImageFacts.from_arrays(arrays)
+        except ValueError:
+            table, known = None, None
+        if table is None or with_masks:
+            table = read_table(self._path, text, with_masks=with_masks)
+        return table, known, file
+
+    def _keep(self, cache: Path, table: AnnotationTable, facts: ImageFacts) -> str:
+        """Write the cache and say so; a run does not depend on it."""
+        try:
+            write_cache(cache, to_arrays(table) | facts.to_arrays())
+        except OSError as error:
+            return (
+                f"{self._path}: not kept for the next start, {cache.parent} cannot be written: "
+                f"{error.strerror}; BOXSEG_CACHE names another folder"
+            )
+        return f"{self._path}: kept for a quick next start in {cache}"
 
     def _drop(self, reason: str, where: str) -> None:
         """Count something that is left out; a defect is an error when strict."""
@@ -374,110 +368,111 @@ class CocoBoxes(Dataset[Sample]):
             "without depth: -o terms.depth=null -o terms.depth_consistency=null"
         )
 
-    def _keep_images(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def _keep_images(
+        self,
+        table: AnnotationTable,
+        known: ImageFacts | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> ImageFacts:
         """Settle which images are in the set, in the order of their ids."""
-        if not entries:
-            raise DataError(f"{self._path}: 'images' is empty")
-        self._all_ids: set[int] = set()
-        kept: list[tuple[int, str, str, tuple[int, int]]] = []
-        for position, entry in enumerate(entries):
-            where = f"{self._path}: images[{position}] (id {entry.get('id')})"
-            identifier = _identifier(entry, "id", where)
-            name = _text(entry, "file_name", where)
-            if identifier in self._all_ids:
-                raise DataError(f"{where}: image id {identifier} is used twice")
-            self._all_ids.add(identifier)
-            file = self._root / name
-            if not is_file(file):
-                self._drop(MISSING_IMAGE, f"{file}: no such image file (image {identifier})")
-                continue
-            try:
-                size = image_size(file)
-            except DataError as error:
-                self._drop(CORRUPT_IMAGE, f"{error} (image {identifier})")
-                continue
-            stated = (entry.get("height"), entry.get("width"))
-            if None not in stated and stated != size:
+        facts, wrong = look_at_images(self._root, table.file_names, known, progress)
+        sizes = facts.sizes
+        stated = ~np.isnan(table.sizes).any(axis=1)
+        differs = stated & (table.sizes != sizes).any(axis=1)
+        rows = []
+        for row in range(len(sizes)):
+            image = f"(image {table.image_ids[row]})" if row in wrong or differs[row] else ""
+            if row in wrong:
+                reason, what = wrong[row]
+                self._drop(reason, f"{what} {image}")
+            elif differs[row]:
+                height, width = sizes[row]
                 self._drop(
                     SIZE_MISMATCH,
-                    f"{file}: height x width is {size[0]} x {size[1]}, "
-                    f"the json says {stated[0]} x {stated[1]} (image {identifier})",
+                    f"{self._root / table.file_names[row]}: height x width is {height} x {width}, "
+                    f"the json says {table.sizes[row, 0]:g} x {table.sizes[row, 1]:g} {image}",
                 )
-                continue
-            depth = ""
-            if self._with_depth:
-                depth = str(entry.get("depth_file_name") or "")
-                if not depth or not is_file(self._root / depth):
-                    self._drop(
-                        MISSING_DEPTH,
-                        f"{self._root / depth if depth else name}: no depth map "
-                        f"(image {identifier}, depth_file_name {depth!r})",
-                    )
-                    continue
-            kept.append((identifier, name, depth, size))
-        if not kept:
+            elif not self._with_depth or self._has_depth(table, row):
+                rows.append(row)
+        if not rows:
             raise DataError(
-                f"{self._path}: none of {len(entries)} images is usable: "
+                f"{self._path}: none of {len(sizes)} images is usable: "
                 + "; ".join(f"{count} {reason}" for reason, count in self.dropped.items())
                 + f"; first: {next(iter(self._first.values()))}"
                 + (f"; {self._depth_cures()}" if MISSING_DEPTH in self.dropped else "")
             )
-        kept.sort()
-        self.image_ids = np.array([item[0] for item in kept], dtype=np.int64)
-        self._names = np.array([item[1] for item in kept])
-        self._depth_names = np.array([item[2] for item in kept])
-        self._sizes = np.array([item[3] for item in kept], dtype=np.int64)
+        kept = np.array(rows, dtype=np.int64)
+        kept = kept[np.argsort(table.image_ids[kept])]
+        self.image_ids = table.image_ids[kept]
+        self._names = table.file_names.take(kept)
+        self._depth_names = table.depth_names.take(kept)
+        self._sizes = sizes[kept]
+        return facts
 
-    def _read_targets(self, entries: Sequence[Mapping[str, Any]], *, with_masks: bool) -> _Targets:
-        """Boxes inside their images, without crowds and what is too small to be seen."""
-        label_of = {identifier: label for label, identifier in enumerate(self.category_ids)}
-        row_of = {int(identifier): row for row, identifier in enumerate(self.image_ids)}
-        rows: list[int] = []
-        boxes: list[tuple[float, float, float, float]] = []
-        labels: list[int] = []
-        masks: list[Rle] = []
-        for position, entry in enumerate(entries):
-            where = _annotation_place(self._path, position, entry)
-            image = _identifier(entry, "image_id", where)
-            box = _box(entry, where)
-            if image not in row_of:
-                if image not in self._all_ids:
-                    raise DataError(f"{where}: unknown image id {image}")
-                continue
-            if entry.get("iscrowd") or entry.get("difficult"):
-                self._drop(CROWD, where)
-                continue
-            label = label_of.get(entry["category_id"])
-            if label is None:
-                self._drop(OTHER_CLASS, where)
-                continue
-            height, width = (int(side) for side in self._sizes[row_of[image]])
-            x1, y1 = max(box[0], 0.0), max(box[1], 0.0)
-            x2, y2 = min(box[2], float(width)), min(box[3], float(height))
-            if x2 - x1 < SMALLEST_SIDE or y2 - y1 < SMALLEST_SIDE:
-                self._drop(TOO_SMALL, f"{where}: bbox {entry['bbox']} is under 2 px in the image")
-                continue
-            if with_masks:
-                if "segmentation" not in entry:
-                    raise DataError(
-                        f"{where}: the recipe asks for masks, 'segmentation' is missing"
-                    )
-                encoded = encode_mask(entry["segmentation"], height, width, where, coco_mask)
-                if encoded is None:
-                    raise DataError(f"{where}: the recipe asks for masks, this one is empty")
-                masks.append(encoded)
-            rows.append(row_of[image])
-            boxes.append((x1, y1, x2, y2))
-            labels.append(label)
-        order = np.argsort(np.array(rows, dtype=np.int64), kind="stable")
-        starts = np.zeros(len(self.image_ids) + 1, dtype=np.int64)
-        np.add.at(starts, np.array(rows, dtype=np.int64) + 1, 1)
-        return _Targets(
-            boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4)[order],
-            labels=np.array(labels, dtype=np.int64)[order],
-            starts=np.cumsum(starts),
-            masks=[masks[index] for index in order] if with_masks else None,
+    def _has_depth(self, table: AnnotationTable, row: int) -> bool:
+        """Whether the depth map of an image is there; without one the image is dropped."""
+        name, depth = table.file_names[row], table.depth_names[row]
+        if depth and leaves_folder(depth):
+            what = f"{depth!r} lies outside {self._root}"
+        elif not depth or not is_file(self._root / depth):
+            what = f"{self._root / depth if depth else name}: no depth map"
+        else:
+            return True
+        self._drop(
+            MISSING_DEPTH, f"{what} (image {table.image_ids[row]}, depth_file_name {depth!r})"
         )
+        return False
+
+    def _read_targets(self, table: AnnotationTable) -> _Targets:
+        """Boxes inside their images, without crowds and what is too small to be seen."""
+        places = np.searchsorted(self.image_ids, table.owners)  # (N,)
+        places = np.minimum(places, len(self.image_ids) - 1)
+        usable = self.image_ids[places] == table.owners
+        self._leave_out(CROWD, usable & table.unjudged, table)
+        usable &= ~table.unjudged
+        label_of = {identifier: label for label, identifier in enumerate(self.category_ids)}
+        labels = np.array([label_of.get(key, -1) for key in table.labels.tolist()], np.int64)
+        self._leave_out(OTHER_CLASS, usable & (labels < 0), table)
+        usable &= labels >= 0
+        limits = self._sizes[places][:, ::-1].astype(np.float64)  # (N, 2), width first
+        low = np.maximum(table.boxes[:, :2], 0.0)
+        high = np.minimum(table.boxes[:, :2] + table.boxes[:, 2:], limits)
+        small = (high - low < SMALLEST_SIDE).any(axis=1)
+        self._leave_out(TOO_SMALL, usable & small, table)
+        usable &= ~small
+        rows = np.flatnonzero(usable)
+        rows = rows[np.argsort(places[rows], kind="stable")]
+        masks: list[Rle] | None = None
+        if table.segmentations is not None:
+            masks = [self._mask(table, int(row), int(places[row])) for row in rows]
+        counts = np.bincount(places[rows], minlength=len(self.image_ids))
+        return _Targets(
+            boxes=np.concatenate([low, high], axis=1)[rows].astype(np.float32),
+            labels=labels[rows],
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            masks=masks,
+        )
+
+    def _leave_out(self, reason: str, chosen: NDArray[np.bool_], table: AnnotationTable) -> None:
+        """Count the chosen annotations as dropped."""
+        rows = np.flatnonzero(chosen)
+        if not len(rows):
+            return
+        where = table.place(rows[0])
+        if reason == TOO_SMALL:
+            box = ", ".join(f"{value:g}" for value in table.boxes[rows[0]])
+            where += f": bbox [{box}] is under 2 px in the image"
+        self._drop(reason, where)
+        self.dropped[reason] += len(rows) - 1
+
+    def _mask(self, table: AnnotationTable, row: int, place: int) -> Rle:
+        """Return the mask of an annotation as RLE."""
+        height, width = (int(side) for side in self._sizes[place])
+        where = table.place(row)
+        encoded = encode_mask(table.segmentation(row), height, width, where, coco_mask)
+        if encoded is None:
+            raise DataError(f"{where}: the recipe asks for masks, this one is empty")
+        return encoded
 
     def _tell(self, empty: Sequence[str]) -> list[str]:
         """Lines for a person."""
@@ -510,7 +505,7 @@ class CocoBoxes(Dataset[Sample]):
         Raises:
             DataError: The image changed since the set was opened, or its pixels are damaged.
         """
-        file = self._root / str(self._names[index])
+        file = self._root / self._names[index]
         image = read_image(file)
         height, width = (int(side) for side in self._sizes[index])
         if image.shape[:2] != (height, width):
@@ -524,7 +519,7 @@ class CocoBoxes(Dataset[Sample]):
             boxes=self._targets.boxes[span],
             labels=self._targets.labels[span],
             image_id=int(self.image_ids[index]),
-            file_name=str(self._names[index]),
+            file_name=self._names[index],
         )
         if self._targets.masks is not None:
             masks = np.zeros((span.stop - span.start, height, width), dtype=np.uint8)
@@ -532,7 +527,7 @@ class CocoBoxes(Dataset[Sample]):
                 masks[row] = coco_mask.decode(encoded)
             annotated = replace(annotated, masks=masks)
         if self._with_depth:
-            depth = read_depth(self._root / str(self._depth_names[index]))
+            depth = read_depth(self._root / self._depth_names[index])
             annotated = replace(annotated, depth=depth)
         return annotated
 

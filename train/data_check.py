@@ -18,14 +18,9 @@ from pycocotools import mask as coco_mask
 
 from boxseg.errors import DataError
 from boxseg.runtime.accuracy import encode_mask
-from boxseg.runtime.images import is_file, read_image
-from boxseg.train.coco import (
-    SMALLEST_SIDE,
-    is_box,
-    parse_annotation_file,
-    read_depth,
-    write_annotation_file,
-)
+from boxseg.runtime.images import is_file, leaves_folder, read_image
+from boxseg.train.annotation_table import is_box, parse_annotation_file, write_annotation_file
+from boxseg.train.coco import SMALLEST_SIDE, read_depth
 
 EDGE_TOLERANCE = 0.5
 """Pixels by which a box may pass the edge of its image: rounding, no defect."""
@@ -224,6 +219,8 @@ class _Walk:
             name = entry.get("file_name")
             if not isinstance(name, str) or not name:
                 return f"missing image: file_name must be a text, got {name!r:.40}"
+            if leaves_folder(name):
+                return f"image outside: file_name {name!r} leaves the folder {self.root}"
             file = self.root / name
             if not is_file(file):
                 return f"missing image: no such file {file}"
@@ -264,6 +261,8 @@ class _Walk:
         try:
             if not isinstance(name, str):
                 raise DataError(f"depth_file_name must be a text, got {name!r:.40}")
+            if leaves_folder(name):
+                raise DataError(f"depth_file_name {name!r} leaves the folder {self.root}")
             read_depth(self.root / name)
         except DataError as error:
             self.add("depth map", where, str(error), "depth entries removed")

@@ -20,7 +20,11 @@ from PIL import Image
 
 from boxseg.errors import BackendMissingError, DataError, FileMismatchError
 from boxseg.runtime.images import is_file, read_image
-from boxseg.train.coco import is_box, parse_annotation_file, write_annotation_file
+from boxseg.train.annotation_table import (
+    is_box,
+    parse_annotation_file,
+    write_annotation_file,
+)
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -8,7 +8,6 @@ between two optimizer steps: whoever stops the run there loses nothing, and the 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import math
 import multiprocessing
@@ -109,13 +108,13 @@ class RunSettings:
     """Make defects of the data errors."""
 
 
-def data_identity(images: CocoBoxes, annotation_file: Path) -> dict[str, Any]:
+def data_identity(images: CocoBoxes) -> dict[str, Any]:
     """Return what tells this data from other data, as plain values."""
     return {
         "classes": list(images.classes),
         "category_ids": list(images.category_ids),
         "images": len(images),
-        "annotations_sha256": hashlib.sha256(annotation_file.read_bytes()).hexdigest(),
+        "annotations_sha256": images.sha256,
     }
 
 
@@ -396,7 +395,7 @@ class Engine:
         self.step = 0
         self.best = Best()
         self.validated_step = 0
-        self.identity = data_identity(self.images, settings.data / TRAIN_JSON)
+        self.identity = data_identity(self.images)
         seed_everything(recipe.seed + self.fabric.global_rank)
         if saved is not None:
             self._restore(saved)
