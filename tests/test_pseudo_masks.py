@@ -429,6 +429,8 @@ def test_box_teacher_gives_the_better_rescored_detection_and_cuts_its_mask() -> 
     assert found.confidence[0].item() == pytest.approx(0.7)
     released = ask(build_pseudo_masks({"box_teacher": {"quality": "released"}}), teacher)
     assert released.quality[0].item() == pytest.approx(math.sqrt(math.sqrt(0.7) * 0.9))
+    alone = ask(build_pseudo_masks({"box_teacher": {"quality": "one"}}), teacher)
+    assert alone.quality[0].item() == 1
 
 
 def test_box_teacher_looks_for_foreground_inside_the_box_alone_in_the_papers_form() -> None:

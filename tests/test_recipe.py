@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import torch
 
 from boxseg.config import ModelConfig
 from boxseg.configs import FOLDER, find_recipe, known_recipes
-from boxseg.train.criterion import build_criterion
+from boxseg.student import Student
+from boxseg.train.criterion import TEACHER_TERMS, build_criterion
+from boxseg.train.memory_bank import build_copy_paste
+from boxseg.train.pseudo_masks import build_pseudo_masks
 from boxseg.train.recipe import (
     ModelRecipe,
     ScheduleRecipe,
@@ -29,14 +34,136 @@ MINIMAL: dict[str, dict[str, dict[str, float]]] = {
 }
 
 
+@cache
+def student_of(config: ModelConfig) -> Student:
+    """The network without memory; few recipes differ in it."""
+    with torch.device("meta"):
+        return Student(config)
+
+
 @pytest.mark.parametrize("name", known_recipes())
-def test_every_recipe_that_ships_parses_and_its_terms_build(name: str) -> None:
+def test_every_recipe_that_ships_builds_its_network_its_terms_and_its_masks(name: str) -> None:
     recipe = read_recipe(find_recipe(name))
     config = recipe.model.build(("thing",), (1,))
-    assert config.classes == ("thing",)
-    criterion = build_criterion(recipe.terms, config)
-    assert criterion.needs_depth == recipe.uses_depth
+    network = student_of(config)
+    assert all(value.is_meta for value in network.parameters())
+    with torch.device("meta"):
+        criterion = build_criterion(recipe.terms, config)
     assert criterion.needs_masks == recipe.uses_masks
+    assert recipe.uses_depth or not criterion.needs_depth
+    assert recipe.teacher is not None or not criterion.needs_teacher
+    if recipe.pseudo_masks is not None:
+        method = build_pseudo_masks(recipe.pseudo_masks)
+        assert recipe.uses_depth or not method.needs_depth
+    if recipe.copy_paste is not None:
+        build_copy_paste(recipe.copy_paste)
+    # what the papers test: masks say something about the score wherever there is a teacher to learn
+    learns = criterion.needs_teacher
+    assert config.final_score == ("sqrt_score0_mask" if learns else "score0")
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_every_warm_up_of_a_recipe_that_ships_ends_within_its_schedule(name: str) -> None:
+    recipe = read_recipe(find_recipe(name))
+    steps = recipe.schedule.max_iters
+    left = steps - (recipe.teacher.start_step(steps) if recipe.teacher else 0)
+    criterion = build_criterion(recipe.terms, recipe.model.build(("thing",), (1,)))
+    for term, part in criterion.terms.items():
+        end = getattr(part, "start_steps", 0) + getattr(part, "warmup_steps", 0)
+        if term != "semantic_focal":  # grows over three times its schedule, as released
+            assert end < (left if term in TEACHER_TERMS else steps), term
+    if recipe.copy_paste is not None:
+        assert getattr(build_copy_paste(recipe.copy_paste), "warmup_steps", 0) < left
+
+
+PUBLISHED = [
+    f"{method}_resnet{depth}{schedule}"
+    for method, schedules in {
+        "boxinst": ("50", "50_3x", "101", "101_3x"),
+        "condinst": ("50", "50_3x", "101_3x"),
+        "boxteacher": ("50", "50_3x", "101_3x"),
+        "boxteacher_copypaste": ("50_3x", "101_3x"),
+        "sim": ("50", "101", "101_3x"),
+        "pseudo_depth": ("101_3x",),
+        "boxseg": ("50", "50_3x", "101_3x"),
+        "boxseg_depth": ("50", "50_3x", "101_3x"),
+        "boxinst_pc": ("101_3x",),
+        "sim_pc": ("101_3x",),
+        "sim_pc_qam": ("101_3x",),
+        **{f"{name}_voc": ("50", "101") for name in ("boxinst", "sim", "boxteacher", "boxseg")},
+        **{f"{name}_cityscapes": ("50",) for name in ("boxteacher", "pseudo_depth")},
+        **{
+            f"ablation_{name}": ("50", "50_3x")
+            for name in ("baseline", "bpma", "boxteacher", "bqr", "qmf", "mqs")
+        },
+        **{f"ablation_{name}": ("50_3x",) for name in ("pc_random", "pc_random_place")},
+        "ablation_fixed_k": ("101_3x",),
+    }.items()
+    for row in schedules
+    for depth, _, rest in [row.partition("_")]
+    for schedule in [f"_{rest}" if rest else ""]
+]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_row_has_its_backbone_and_its_schedule(name: str) -> None:
+    recipe = read_recipe(find_recipe(name))
+    schedule = recipe.schedule
+    drops = [round(milestone * schedule.max_iters) for milestone in schedule.milestones]
+    assert recipe.model.backbone == ("resnet50" if "resnet50" in name else "resnet101")
+    assert (schedule.optimizer, schedule.lr, schedule.weight_decay) == ("sgd", 0.01, 1e-4)
+    wanted = (90_000, [60_000, 80_000])
+    if "voc" in name:
+        wanted = (18_000, [12_000, 16_000])
+    elif "cityscapes" in name:
+        wanted = (24_000, [18_000])
+    elif name.endswith("_3x"):
+        wanted = (270_000, [210_000, 250_000])
+    assert (schedule.max_iters, drops) == wanted
+
+
+def changes(old: str, new: str) -> list[str]:
+    """Settings in which two recipes that ship differ."""
+    return differences(read_recipe(find_recipe(old)), read_recipe(find_recipe(new)))
+
+
+def test_the_steps_of_the_ablation_differ_in_one_part_each() -> None:
+    masks = "pseudo_masks.quality_aware."
+    assert changes("ablation_bqr_resnet50", "ablation_qmf_resnet50") == [
+        masks + "fusion: mean -> not set"
+    ]
+    assert changes("ablation_qmf_resnet50", "ablation_mqs_resnet50") == [
+        "pseudo_masks.quality_aware: not set -> {}",
+        masks + "quality: one -> not set",
+    ]
+    for old, new in (
+        ("ablation_mqs_resnet50", "boxseg_resnet50"),
+        ("ablation_pc_random_resnet50_3x", "boxseg_resnet50_3x"),
+        ("sim_resnet101_3x", "sim_pc_resnet101_3x"),
+        ("boxteacher_resnet50_3x", "boxteacher_copypaste_resnet50_3x"),
+    ):
+        assert {line.split(".")[0].split(":")[0] for line in changes(old, new)} == {"copy_paste"}
+    assert changes("ablation_fixed_k_resnet101_3x", "boxseg_resnet101_3x") == [
+        "pseudo_masks.quality_aware: not set -> {}",
+        masks + "candidates: 10 -> not set",
+    ]
+    assert changes("ablation_baseline_resnet50", "boxinst_resnet50") == [
+        "terms.focal: not set -> {}",
+        "terms.varifocal: {} -> not set",
+    ]
+
+
+def test_our_own_recipe_is_boxseg_and_the_depth_terms() -> None:
+    for student in ("resnet50", "mobilenetv2"):
+        ours = read_recipe(find_recipe(f"boxseg_depth_{student}"))
+        boxseg = read_recipe(find_recipe(f"boxseg_{student}"))
+        assert set(ours.terms) - set(boxseg.terms) == {"depth", "depth_consistency"}
+        assert ours.pseudo_masks == {"quality_aware": {"depth_ranking": 0.3}}
+        assert (ours.teacher, ours.copy_paste, ours.view) == (
+            boxseg.teacher,
+            boxseg.copy_paste,
+            boxseg.view,
+        )
 
 
 @pytest.mark.parametrize("name", known_recipes())
@@ -254,7 +381,7 @@ def test_a_wrong_setting_of_a_base_is_named_with_its_path(tmp_path: Path) -> Non
 
 def test_each_name_of_a_recipe_is_one_file() -> None:
     names = [path.stem for path in FOLDER.rglob("*.yaml")]
-    assert sorted(names) == known_recipes()
+    assert sorted(names) == sorted(known_recipes())
 
 
 def test_differences_name_paths_and_ignore_the_loader() -> None:
@@ -266,6 +393,14 @@ def test_differences_name_paths_and_ignore_the_loader() -> None:
     assert differences(old, new) == [
         "schedule.lr: 0.01 -> 0.5",
         "terms.pairwise.threshold: not set -> 0.1",
+    ]
+
+
+def test_differences_name_a_part_that_has_no_options() -> None:
+    new = parse_recipe(MINIMAL, ["terms.focal=null", "terms.varifocal={}"])
+    assert differences(parse_recipe(MINIMAL), new) == [
+        "terms.focal: {} -> not set",
+        "terms.varifocal: not set -> {}",
     ]
 
 

@@ -475,9 +475,9 @@ class BoxTeacher(_OfDetections):
 
     match_iou: Share = 0.5
     """Smallest IoU of a detection's box with the object that it takes."""
-    quality: Literal["paper", "released"] = "paper"
-    """paper: sqrt(score0 * mean foreground probability inside the box); released:
-    sqrt(sqrt(score0) * mean foreground probability anywhere)."""
+    quality: Literal["one", "paper", "released"] = "paper"
+    """one: 1 for every mask, the assignment alone; paper: sqrt(score0 * mean foreground probability
+    inside the box); released: sqrt(sqrt(score0) * mean foreground probability anywhere)."""
 
     @property
     def needs_depth(self) -> bool:
@@ -501,7 +501,9 @@ class BoxTeacher(_OfDetections):
         of_object = taken.clamp(min=0)
         cut = (masks[of_object] > 0.5) * inside
         scores = found.scores[near][of_object]
-        if self.quality == "paper":
+        if self.quality == "one":
+            quality = torch.ones_like(scores)
+        elif self.quality == "paper":
             quality = (scores * foreground_mean(masks[of_object] * inside)).sqrt()
         else:
             quality = (scores.sqrt() * anywhere[of_object]).sqrt()

@@ -533,8 +533,8 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def _flat(value: object, path: str = "") -> dict[str, object]:
-    """Return {whole path: value} of nested mappings."""
-    if not isinstance(value, Mapping):
+    """Return {whole path: value} of nested mappings; an empty one is a value."""
+    if not isinstance(value, Mapping) or not value:
         return {path: value}
     flat: dict[str, object] = {}
     for key, item in value.items():
