@@ -1,6 +1,7 @@
 """Mask branch and dynamic mask head of CondInst (arXiv:2003.05664).
 
-B images, N instances, M mask channels, P parameters, h x w cells of the stride-8 grid.
+B images, N instances, M mask channels, P parameters, h x w cells of the stride-8 grid; (...) stands
+for no axis or for one axis of images.
 """
 
 from __future__ import annotations
@@ -59,22 +60,22 @@ def dynamic_mask_head(
     scales: Tensor,
     widths: Sequence[int],
 ) -> Tensor:
-    """Run the instances' own small networks on the mask features of one image.
+    """Run the instances' own small networks on the mask features of their image.
 
-    The first layer is one matrix product for all instances: relative coordinates are an affine
-    function of the cell, so they fold into its weights. Float32 throughout, because folded
+    The first layer is one matrix product for all instances of an image: relative coordinates are an
+    affine function of the cell, so they fold into its weights. Float32 throughout, because folded
     coordinates of several hundred pixels need more than half precision.
 
     Args:
-        features: Mask features of one image, (M, h, w).
-        parameters: Weights of every layer (output x input), then biases, (N, P). Inputs of the
-            first layer are relative x, relative y, then the features.
-        locations: Where each instance was predicted, x, y in input pixels, (N, 2).
-        scales: Pixels that count as one unit of relative coordinates, (N,).
+        features: Mask features, (..., M, h, w).
+        parameters: Weights of every layer (output x input), then biases, (..., N, P). Inputs of
+            the first layer are relative x, relative y, then the features.
+        locations: Where each instance was predicted, x, y in input pixels, (..., N, 2).
+        scales: Pixels that count as one unit of relative coordinates, (..., N).
         widths: Output channels of each layer; the last is 1.
 
     Returns:
-        Mask logits, (N, h, w).
+        Mask logits, (..., N, h, w).
     """
     return dynamic_mask_layers(features, parameters, locations, scales, widths)[0]
 
@@ -89,8 +90,8 @@ def dynamic_mask_layers(
     """Run `dynamic_mask_head` and return its last hidden layer as well.
 
     Returns:
-        Mask logits, (N, h, w), and what the last layer read: the activations of the last hidden
-        layer, at least 0, (N, widths[-2], h, w); (N, 0, h, w) for a head of one layer.
+        Mask logits, (..., N, h, w), and what the last layer read: the activations of the last
+        hidden layer, at least 0, (..., N, widths[-2], h, w); no channel for a head of one layer.
     """
     with torch.autocast(features.device.type, enabled=False):
         return _dynamic_mask_layers(
@@ -101,33 +102,45 @@ def dynamic_mask_layers(
 def _dynamic_mask_layers(
     features: Tensor, parameters: Tensor, locations: Tensor, scales: Tensor, widths: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    channels, height, width = features.shape
-    count = parameters.shape[0]
+    *images, channels, height, width = features.shape
+    count = parameters.shape[-2]
     weights, biases = split_parameters(parameters, channels + 2, widths)
 
     # relative x = (location - cell) / scale, so its weight acts on -cell / 64 with the
-    # factor 64 / scale, and location / scale joins the bias.
+    # factor 64 / scale, and location / scale joins the bias, which acts on a plane of ones.
     unit = COORDINATE_SCALES[0]
     cell_x = (torch.arange(width, device=features.device) + 0.5) * (MASK_STRIDE / unit)
     cell_y = (torch.arange(height, device=features.device) + 0.5) * (MASK_STRIDE / unit)
     inputs = torch.cat(
         [
-            -cell_x.expand(height, width)[None],
-            -cell_y[:, None].expand(height, width)[None],
+            -cell_x.expand(*images, 1, height, width),
+            -cell_y[:, None].expand(*images, 1, height, width),
             features,
-        ]
-    ).flatten(1)  # (M + 2, hw)
-    first = weights[0]  # (N, w1, M + 2)
-    coordinates = first[:, :, :2]  # (N, w1, 2)
-    folded = torch.cat([coordinates * (unit / scales)[:, None, None], first[:, :, 2:]], dim=2)
-    shift = (coordinates * (locations / scales[:, None])[:, None]).sum(dim=2)  # (N, w1)
-    output = folded.flatten(0, 1) @ inputs  # (N w1, hw)
-    output = output.view(count, widths[0], height * width) + (biases[0] + shift)[:, :, None]
+            torch.ones(1, device=features.device).expand(*images, 1, height, width),
+        ],
+        dim=-3,
+    ).flatten(-2)  # (..., M + 3, hw)
+    first = weights[0]  # (..., N, w1, M + 2)
+    coordinates = first[..., :2]  # (..., N, w1, 2)
+    shift = (coordinates * (locations / scales[..., None])[..., None, :]).sum(dim=-1)
+    folded = torch.cat(
+        [
+            coordinates * (unit / scales)[..., None, None],
+            first[..., 2:],
+            (biases[0] + shift)[..., None],
+        ],
+        dim=-1,
+    )  # (..., N, w1, M + 3)
+    output = folded.flatten(-3, -2) @ inputs  # (..., N w1, hw)
+    output = output.unflatten(-2, (count, widths[0])).flatten(0, -3)  # all images' instances
     hidden = output[:, :0]
     for weight, bias in zip(weights[1:], biases[1:], strict=True):
         hidden = F.relu(output)
-        output = torch.baddbmm(bias[:, :, None], weight, hidden)
-    return output.view(count, height, width), hidden.view(count, hidden.shape[1], height, width)
+        output = torch.baddbmm(bias[..., None].flatten(0, -3), weight.flatten(0, -3), hidden)
+    return (
+        output.view(*images, count, height, width),
+        hidden.view(*images, count, hidden.shape[1], height, width),
+    )
 
 
 def split_parameters(
@@ -136,20 +149,20 @@ def split_parameters(
     """Cut controller outputs into layers.
 
     Args:
-        parameters: Weights of all layers, then biases of all layers, (N, P).
+        parameters: Weights of all layers, then biases of all layers, (..., P).
         inputs: Input channels of the first layer.
         widths: Output channels of each layer.
 
     Returns:
-        Weights, each (N, output, input), and biases, each (N, output).
+        Weights, each (..., output, input), and biases, each (..., output).
     """
     shapes = list(zip(widths, (inputs, *widths[:-1]), strict=True))
     sizes = [out * into for out, into in shapes] + list(widths)
-    if parameters.shape[1] != sum(sizes):
-        raise ValueError(f"got {parameters.shape[1]} parameters per instance, need {sum(sizes)}")
-    parts = parameters.split(sizes, dim=1)
+    if parameters.shape[-1] != sum(sizes):
+        raise ValueError(f"got {parameters.shape[-1]} parameters per instance, need {sum(sizes)}")
+    parts = parameters.split(sizes, dim=-1)
     weights = [
-        part.reshape(-1, out, into)
+        part.unflatten(-1, (out, into))
         for part, (out, into) in zip(parts[: len(widths)], shapes, strict=True)
     ]
     return weights, list(parts[len(widths) :])

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "ov": "openvino"}
 """What users type, and what it means."""
 ABSENT_FORMATS = ("trt", "tensorrt", "engine")
+FORMS = ("dense", "topk", "graph")
+DEFAULT_FORMS = {"onnx": "dense", "openvino": "dense"}
+"""On a CPU the C library selects faster than an engine, and nothing has to be copied."""
+DYNAMIC_BATCH = (1, 1, 8)
+"""Least, best and most images where `--dynamic batch` says no more."""
 ABSENT_PRECISIONS = ("fp16", "bf16", "int8")
 
 
@@ -60,6 +65,22 @@ class ImageSize(click.ParamType[tuple[int, int]]):
         if height < 32 or width < 32 or height % 32 or width % 32:
             self.fail(f"must be multiples of 32 (height first), got {height} {width}", param, ctx)
         return height, width
+
+
+def _batch(batch: tuple[int, int, int] | None, dynamic: str | None) -> tuple[int, int, int]:
+    """Return the least, best and most images of a run from `--batch` and `--dynamic`."""
+    if batch is None:
+        return (1, 1, 1) if dynamic is None else DYNAMIC_BATCH
+    least, best, most = batch
+    if not least <= best <= most:
+        raise click.BadParameter(
+            f"must be MIN <= OPT <= MAX, got {least} {best} {most}", param_hint="'--batch'"
+        )
+    if dynamic is not None and least == most:
+        raise click.UsageError(
+            f"--dynamic batch needs MIN < MAX, got --batch {least} {best} {most}"
+        )
+    return batch
 
 
 class Choice(click.ParamType[str]):
@@ -165,13 +186,22 @@ class Network:
     metadata: dict[str, Any]
 
 
-def open_network(source: Path, imgsz: tuple[int, int] | None, device: str) -> Network:
+def open_network(
+    source: Path,
+    imgsz: tuple[int, int] | None,
+    device: str,
+    *,
+    form: str = "dense",
+    batch: tuple[int, int, int] = (1, 1, 1),
+) -> Network:
     """Open a run folder, a model file or a trainer.pt.
 
     Args:
         source: What the user named.
         imgsz: (height, width) in place of the model's own.
         device: For the reference in torch.
+        form: Outputs of the graph: "dense", "topk" or "graph".
+        batch: Least, best and most images of a run.
     """
     from boxseg.checkpoint import load_model, model_file, read_model_payload
     from boxseg.inference import TorchBackend
@@ -180,7 +210,7 @@ def open_network(source: Path, imgsz: tuple[int, int] | None, device: str) -> Ne
     student = load_model(source)
     if imgsz is not None:
         student.config = replace(student.config, imgsz=imgsz)
-    backend = TorchBackend(student, device, short_long=False)
+    backend = TorchBackend(student, device, short_long=False, form=form, batch=batch)
     payload = read_model_payload(source)
     backend.metadata["weights"] = payload["weights"]
     licence = payload.get("metadata", {}).get("licence")
@@ -330,6 +360,23 @@ def _no_precision(name: str) -> Callable[[click.Context, click.Parameter, bool],
 @click.option(
     "--int8", is_flag=True, hidden=True, expose_value=False, callback=_no_precision("int8")
 )
+@click.option(
+    "--form",
+    type=click.Choice(FORMS),
+    help="Outputs: dense (every location; the runtime selects), topk (the best K pairs) or graph "
+    "(their masks too). Default: dense.",
+)
+@click.option(
+    "--dynamic",
+    type=click.Choice(("batch",)),
+    help="Leave the number of images per run free. Default: fixed.",
+)
+@click.option(
+    "--batch",
+    type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
+    metavar="MIN OPT MAX",
+    help="Images per run. Default: 1 1 1, with --dynamic batch 1 1 8.",
+)
 @click.option("--opset", type=int, help="ONNX operator set, 17 to 23. Default: 18.")
 @click.option(
     "--out",
@@ -345,6 +392,9 @@ def export(
     formats: tuple[str, ...],
     imgsz: tuple[int, int] | None,
     precision: str,
+    form: str | None,
+    dynamic: str | None,
+    batch: tuple[int, int, int] | None,
     opset: int | None,
     out: Path | None,
     data: Path | None,
@@ -365,9 +415,15 @@ def export(
         raise click.BadParameter(
             f"must be in {OPSETS[0]}..{OPSETS[-1]}, got {opset}", param_hint="'--opset'"
         )
+    images_per_run = _batch(batch, dynamic)
     kinds = list(dict.fromkeys(formats))
+    forms = {kind: form or DEFAULT_FORMS[kind] for kind in kinds}
     targets = {kind: _target(source, out, kind, len(kinds)) for kind in kinds}
-    network = open_network(source, imgsz, _torch_device(device))
+    networks = {
+        form: open_network(source, imgsz, _torch_device(device), form=form, batch=images_per_run)
+        for form in dict.fromkeys(forms.values())
+    }
+    network = networks[forms[kinds[0]]]
     samples = _samples(data, images)
     config, size = network.student.config, network.metadata["imgsz"]
     click.echo(
@@ -375,13 +431,16 @@ def export(
         f"class{'es' if len(config.classes) > 1 else ''}, input {size['height']} x "
         f"{size['width']}, weights {network.metadata['weights']}, torch on {network.backend.device}"
     )
-    traced = trace(network.student, network.metadata, opset=opset)
-    proof = traced.proof
-    click.echo(
-        f"shipped      {proof.weights} tensors, {proof.parameters:,} numbers, "
-        f"{_size(proof.size_bytes)}: each is the model's by name, shape and bytes; "
-        f"{len(proof.constants)} constants besides"
-    )
+    graphs = {}
+    for name, each in networks.items():
+        graphs[name] = trace(each.student, each.metadata, opset=opset)
+        proof = graphs[name].proof
+        click.echo(
+            f"shipped      {proof.weights} tensors, {proof.parameters:,} numbers, "
+            f"{_size(proof.size_bytes)}: each is the model's by name, shape and bytes; "
+            f"{len(proof.constants)} constants besides; form {name}, "
+            f"K = {each.metadata['nms']['candidates']}"
+        )
     trainer = _trainer_of(source)
     rest = left_behind(read_payload(trainer)) if trainer is not None else []
     for part in rest:
@@ -395,17 +454,25 @@ def export(
         "precision": precision,
         "opset": opset,
         "imgsz": size,
-        "shipped": asdict(proof),
+        "batch": network.metadata["batch"],
+        "shipped": {name: asdict(graph.proof) for name, graph in graphs.items()},
         "left_behind": [asdict(part) for part in rest],
         "files": [],
     }
     for kind, target in targets.items():
-        report = write_verified(traced, kind, target, network, samples)
+        form = forms[kind]
+        report = write_verified(graphs[form], kind, target, networks[form], samples)
         _echo_report(report)
         size_bytes = _size_on_disk(target)
         click.echo(f"wrote        {target} ({_size(size_bytes)}, {precision})")
         content["files"].append(
-            {"format": kind, "path": str(target), "bytes": size_bytes, "parity": report.as_dict()}
+            {
+                "format": kind,
+                "form": form,
+                "path": str(target),
+                "bytes": size_bytes,
+                "parity": report.as_dict(),
+            }
         )
     _write_json(json_path, content)
 
@@ -441,7 +508,14 @@ def verify(
     size = exported.metadata.imgsz
     if not isinstance(size, Fit):
         raise FileMismatchError(f"{file} states no fixed input size")
-    network = open_network(against, (size.height, size.width), _torch_device(device))
+    said = exported.metadata
+    network = open_network(
+        against,
+        (size.height, size.width),
+        _torch_device(device),
+        form=said.form,
+        batch=(said.batch.least, said.batch.best, said.batch.most),
+    )
     check_metadata(file, exported.metadata, network.metadata)
     samples = _samples(data, images)
     report = hold(str(file), str(network.file), exported, network.backend, samples)

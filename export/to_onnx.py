@@ -22,7 +22,7 @@ import torch
 
 from boxseg.errors import BackendMissingError, UnsupportedOperatorError
 from boxseg.export.verify import StripProof, prove_strip
-from boxseg.inference import INPUT_NAME, OUTPUT_NAMES, DenseGraph
+from boxseg.inference import INPUT_NAME, OUTPUT_NAMES, graph_of
 from boxseg.runtime.metadata import METADATA_KEY
 from boxseg.student import Student
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 OPSET = 18
 """Default: the oldest that the exporter writes natively, so the most engines read it."""
 OPSETS = range(17, 24)
+
+BATCH_AXIS = "batch"
+"""Name of the axis of images where its length is free."""
 
 EXPORT_KEY = "boxseg_export"
 """How the file was made, as JSON, beside the metadata; nothing reads it to compute."""
@@ -85,7 +88,7 @@ def trace(
     opset: int = OPSET,
     origin: Mapping[str, Any] | None = None,
 ) -> TracedGraph:
-    """Trace the network with batch 1 at the size that the metadata state.
+    """Trace the network in the form, at the size and for the batch that the metadata state.
 
     Args:
         student: The network, on the CPU, in eval mode.
@@ -108,16 +111,19 @@ def trace(
         raise BackendMissingError(
             f"{error.name} is not installed; pip install 'boxseg[export]'"
         ) from error
-    size = metadata["imgsz"]
-    example = torch.zeros(1, int(size["height"]), int(size["width"]), 3, dtype=torch.uint8)
-    graph = DenseGraph(student).eval()
+    size, batch, form = metadata["imgsz"], metadata["batch"], str(metadata["form"])
+    is_dynamic = batch["min"] < batch["max"]
+    images = 2 if is_dynamic else int(batch["max"])  # one image would be taken for a constant
+    example = torch.zeros(images, int(size["height"]), int(size["width"]), 3, dtype=torch.uint8)
+    graph = graph_of(student, form, int(metadata["nms"]["candidates"])).eval()
     with torch.no_grad(), _quiet_exporter():
         try:
             program = torch.onnx.export(
                 graph,
                 (example,),
                 input_names=[INPUT_NAME],
-                output_names=list(OUTPUT_NAMES),
+                output_names=list(OUTPUT_NAMES[form]),
+                dynamic_shapes=({0: BATCH_AXIS},) if is_dynamic else None,
                 opset_version=opset,
                 dynamo=True,
                 optimize=False,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from boxseg.errors import DataError, FileMismatchError, ParityError
 from boxseg.runtime.images import IMAGE_SUFFIXES, list_sources, read_image
-from boxseg.runtime.metadata import Metadata
+from boxseg.runtime.metadata import Batch, Metadata
 from boxseg.runtime.preprocess import Fit, letterbox
 from boxseg.runtime.segmenter import Segmenter
 
@@ -44,7 +44,7 @@ class Runner(Protocol):
 
     name: str
 
-    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    def run(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
         """Return the outputs by name for RGB bytes (B, H, W, 3)."""
         ...
 
@@ -158,6 +158,11 @@ class Tolerance:
 
 
 TOLERANCES = {
+    "scores": Tolerance(1e-4, 0.0),
+    "labels": Tolerance(0.0, 0.0),
+    "locations": Tolerance(0.0, 0.0),
+    "levels": Tolerance(0.0, 0.0),
+    "mask_logits": Tolerance(1e-3, 1e-4),
     "class_logits": Tolerance(1e-4, 1e-4),
     "quality_logits": Tolerance(1e-4, 1e-4),
     "boxes": Tolerance(0.02, 0.0),  # input pixels
@@ -184,6 +189,13 @@ class TensorDifference:
         """Whether the tensor is within its tolerance."""
         return self.difference <= self.allowed
 
+    @property
+    def share(self) -> float:
+        """How much of its tolerance the tensor takes; where nothing is allowed, 0 or infinite."""
+        if self.allowed > 0:
+            return self.difference / self.allowed
+        return float("inf") if self.difference > 0 else 0.0
+
     def line(self) -> str:
         """Return one line of a report."""
         verdict = "ok" if self.passed else "FAILED"
@@ -194,7 +206,7 @@ class TensorDifference:
 
 
 def _compare(
-    name: str, image: str, expected: NDArray[np.float32], found: NDArray[np.float32]
+    name: str, image: str, expected: NDArray[Any], found: NDArray[Any]
 ) -> TensorDifference:
     """Compare one output on one image."""
     tolerance = TOLERANCES[name]
@@ -211,6 +223,60 @@ def _compare(
     return TensorDifference(name, found.shape, float(gap[at]), allowed, where)
 
 
+def _pair_keys(outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """Number the (location, class) pairs of the forms topk and graph, (B, K)."""
+    labels, levels = (outputs[name].astype(np.int64) for name in ("labels", "levels"))
+    x, y = np.moveaxis(np.nan_to_num(outputs["locations"]).astype(np.int64), -1, 0)
+    keys: NDArray[np.int64] = ((labels << 3 | levels) << 17 | y) << 17 | x
+    return keys
+
+
+def align_pairs(
+    expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Put the rows of `found` in the order of the same pairs in `expected`.
+
+    Rounding decides the order of nearly equal scores, and which pair is the last of K. A pair that
+    only one side has takes the other's row, with a score that is as far off as the pair's own is
+    from the last row's: nothing where rounding decided, and a failure elsewhere.
+
+    Args:
+        expected: Outputs of the form topk or graph.
+        found: Outputs of the same shapes.
+    """
+    rows = {name for name in found if name != "mask_features"}
+    aligned = {name: value.copy() for name, value in found.items()}
+    for image, (ours, theirs) in enumerate(
+        zip(_pair_keys(expected), _pair_keys(found), strict=True)
+    ):
+        _, here, there = np.intersect1d(ours, theirs, return_indices=True)
+        alone = np.setdiff1d(np.arange(len(ours)), here)
+        others = np.setdiff1d(np.arange(len(theirs)), there)
+        for name in rows:
+            aligned[name][image, here] = found[name][image, there]
+            aligned[name][image, alone] = expected[name][image, alone]
+        both = np.stack([expected["scores"][image, alone], found["scores"][image, others]])
+        last = min(expected["scores"][image].min(), found["scores"][image].min())
+        aligned["scores"][image, alone] -= (both - last).max(axis=0, initial=0.0)
+    return aligned
+
+
+def _stacks(images: Mapping[str, NDArray[np.uint8]], batch: Batch) -> dict[str, NDArray[np.uint8]]:
+    """Join images (1, H, W, 3) to the least and to the largest number that a file takes."""
+    names = list(images)
+    stacks = {
+        " + ".join(dict.fromkeys(group)): np.concatenate([images[name] for name in group])
+        for group in (
+            [names[(first + i) % len(names)] for i in range(batch.least)]
+            for first in range(0, len(names), batch.least)
+        )
+    }
+    if batch.most > batch.least:
+        group = [names[i % len(names)] for i in range(batch.most)]
+        stacks[f"batch of {batch.most}"] = np.concatenate([images[name] for name in group])
+    return stacks
+
+
 def compare_tensors(
     reference: Runner, exported: Runner, images: Mapping[str, NDArray[np.uint8]]
 ) -> list[TensorDifference]:
@@ -219,20 +285,23 @@ def compare_tensors(
     Args:
         reference: The network in torch.
         exported: The file under test.
-        images: Letterboxed RGB bytes (1, H, W, 3) by name.
+        images: Letterboxed RGB bytes (B, H, W, 3) by name.
 
     Raises:
         ParityError: if an output is missing.
     """
     worst: dict[str, TensorDifference] = {}
     for image, pixels in images.items():
-        expected, found = reference.run(pixels), exported.run(pixels)
-        for name in TOLERANCES:
+        expected, found = reference.run(pixels), dict(exported.run(pixels))
+        for name in expected:
             if name not in found:
                 raise ParityError(f"{exported.name} gives no output {name}, only {sorted(found)}")
+        if "scores" in expected and all(found[n].shape == expected[n].shape for n in expected):
+            found = align_pairs(expected, found)
+        for name in expected:
             new = _compare(name, image, expected[name], found[name])
             old = worst.get(name)
-            if old is None or new.difference / new.allowed > old.difference / old.allowed:
+            if old is None or new.share > old.share:
                 worst[name] = new
     return list(worst.values())
 
@@ -523,7 +592,8 @@ def hold(
     imgsz = reference.metadata["imgsz"]
     size = Fit(int(imgsz["height"]), int(imgsz["width"]))
     inputs = {name: letterbox(frame, size)[0][None] for name, frame in samples.frames.items()}
-    tensors = compare_tensors(reference, exported, inputs)
+    stacks = _stacks(inputs, Metadata.from_dict(reference.metadata).batch)
+    tensors = compare_tensors(reference, exported, stacks)
     expected, found = Segmenter(reference, conf=0.0), Segmenter(exported, conf=0.0)
     limit = int(reference.metadata["nms"]["max_det"])
     cut = float(reference.metadata["scores"]["candidate_score"])

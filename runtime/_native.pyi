@@ -122,7 +122,7 @@ def mask_head_scratch_size(model: _Model, /) -> int: ...
 def mask_head(
     model: _Model,
     parameters: _Buffer,
-    features: _Buffer,
+    features: _Buffer | None,
     slots: int,
     by_slot: bool,
     rows: int,
@@ -191,7 +191,7 @@ def masks_scratch_size(model: _Model, plan: _Map, /) -> int: ...
 def masks(
     model: _Model,
     parameters: _Buffer,
-    features: _Buffer,
+    features: _Buffer | None,
     slots: int,
     by_slot: bool,
     plan: _Map,

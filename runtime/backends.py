@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """A graph on an engine.
 
-    `metadata` is a Metadata or the dict that it is read from. One that has an attribute `batches`
-    and sets it True takes several images per run.
+    `metadata` is a Metadata or the dict that it is read from; it says how many images a run takes.
     """
 
     @property
@@ -78,13 +77,17 @@ def _check_input(
     path: Path, metadata: Metadata, name: str, kind: str, shape: list[int | None]
 ) -> None:
     """Refuse a graph whose input is not what the metadata promise; None is any length."""
-    expected: list[int | None] = [None, None, None, 3]
+    batch = metadata.batch
+    several = None if batch.least < batch.most else batch.most
+    expected: list[int | None] = [several, None, None, 3]
     if isinstance(metadata.imgsz, Fit):
-        expected = [None, metadata.imgsz.height, metadata.imgsz.width, 3]
+        expected = [several, metadata.imgsz.height, metadata.imgsz.width, 3]
     fits = len(shape) == 4 and all(
         want is None or have is None or want == have
         for want, have in zip(expected, shape, strict=True)
     )
+    if several is None and len(shape) == 4:
+        fits = fits and shape[0] is None
     if name != metadata.input_name or kind != "uint8" or not fits:
         raise FileMismatchError(
             f"{path}: the input must be uint8 {metadata.input_name} {expected} by the metadata, "
@@ -149,7 +152,6 @@ class OnnxRuntimeBackend:
             graph_input.type.removeprefix("tensor(").removesuffix(")"),
             [side if isinstance(side, int) else None for side in graph_input.shape],
         )
-        self.batches = not isinstance(graph_input.shape[0], int)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @staticmethod
@@ -249,9 +251,9 @@ class OpenVinoBackend:
                 f"device {wanted} was not obtained: OpenVINO runs on {', '.join(running)}"
             )
         self.device = wanted.lower()
-        self.batches = model.inputs[0].partial_shape[0].is_dynamic
         self._request = self._compiled.create_infer_request()
-        self._names = [output.get_any_name() for output in self._compiled.outputs]
+        # the compiled model adds names of inner tensors to these
+        self._names = [output.get_any_name() for output in model.outputs]
 
     @staticmethod
     def _read(core: openvino.Core, path: Path) -> openvino.Model:

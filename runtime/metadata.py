@@ -18,7 +18,7 @@ from boxseg.runtime.preprocess import DIVISOR, Fit, ImageSize, ShortLong
 FORMAT_VERSION = 1
 METADATA_KEY = "boxseg"
 
-FORMS = ("dense", "topk")
+FORMS = ("dense", "topk", "graph")
 SCORE0_RULES = ("sqrt_cls_quality", "cls")
 FINAL_RULES = ("score0", "sqrt_score0_mask")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -44,6 +44,21 @@ class MaskHead:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """How many images a run of the engine takes.
+
+    Attributes:
+        least: At least this many.
+        best: What an engine is tuned for.
+        most: At most this many.
+    """
+
+    least: int = 1
+    best: int = 1
+    most: int = 1
+
+
+@dataclass(frozen=True)
 class Metadata:
     """A deployed file's description.
 
@@ -60,7 +75,9 @@ class Metadata:
         candidates: K, pairs that go to suppression.
         max_det: Instances per frame.
         padding: RGB around the frame.
-        form: Which outputs the file has.
+        form: Which outputs the file has: "dense" those of every location, "topk" those of the best
+            K pairs, "graph" the same with mask logits in place of parameters.
+        batch: Images per run.
         input_name: Name of the input.
         precision: What the weights and activations are.
         weights: "student" or "ema".
@@ -82,6 +99,7 @@ class Metadata:
     max_det: int
     padding: tuple[int, int, int]
     form: str = "dense"
+    batch: Batch = Batch()
     input_name: str = "image"
     precision: str = "fp32"
     weights: str = "student"
@@ -138,6 +156,7 @@ class Metadata:
             max_det=nms.integer("max_det", 1, candidates),
             padding=(red, green, blue),
             form=root.choice("form", FORMS),
+            batch=_read_batch(root.section("batch")) if "batch" in root.values else Batch(),
             input_name=root.section("input").string("name"),
             precision=root.choice("precision", PRECISIONS),
             weights=root.choice("weights", ("student", "ema")),
@@ -161,6 +180,7 @@ class Metadata:
             "classes": list(self.classes),
             "category_ids": list(self.category_ids),
             "imgsz": size,
+            "batch": {"min": self.batch.least, "opt": self.batch.best, "max": self.batch.most},
             "input": {
                 "name": self.input_name,
                 "layout": "NHWC",
@@ -300,6 +320,12 @@ def _read_size(size: _Section) -> ImageSize:
         return ShortLong(size.integer("short", 1, 32768), size.integer("long", 1, 32768))
     except ValueError as error:
         raise FileMismatchError(f"metadata.{error}") from None
+
+
+def _read_batch(batch: _Section) -> Batch:
+    most = batch.integer("max", 1, 65536)
+    best = batch.integer("opt", 1, most)
+    return Batch(batch.integer("min", 1, best), best, most)
 
 
 def _read_head(head: _Section, levels: int) -> MaskHead:

@@ -52,7 +52,7 @@ assert CANDIDATE.itemsize == _native.CANDIDATE_BYTES
 assert INSTANCE.itemsize == _native.INSTANCE_BYTES
 
 Outputs = Mapping[str, NDArray[Any]]
-"""float32 arrays by name, in the form `topk` also int32 labels and levels."""
+"""float32 arrays by name, in the forms `topk` and `graph` also int32 labels and levels."""
 
 
 class Postprocessor:
@@ -114,10 +114,10 @@ class Postprocessor:
             simd,
         )
         self.parameter_count: int = _native.parameter_count(self._model)
-        select_scratch_size = {
-            "dense": _native.select_scratch_size,
-            "topk": _native.select_topk_scratch_size,
-        }[metadata.form]
+        self._chosen = metadata.form != "dense"  # the graph has picked the pairs
+        select_scratch_size = (
+            _native.select_topk_scratch_size if self._chosen else _native.select_scratch_size
+        )
         self._select_scratch = np.empty(select_scratch_size(self._model), np.uint8)
         self._candidates = np.zeros(max_det, CANDIDATE)
         self._instances = np.zeros(max_det, INSTANCE)
@@ -131,18 +131,20 @@ class Postprocessor:
         head = self.metadata.head
         grid = (plan.height // head.mask_stride, plan.width // head.mask_stride)
         features = (np.float32, 1, head.mask_channels, *grid)
-        if self.metadata.form == "topk":
+        if self._chosen:
             given = outputs["scores"].shape[-1:] if "scores" in outputs else ()
             rows = min(*given, self.metadata.candidates) if given else self.metadata.candidates
-            return {
+            pairs = {
                 "scores": (np.float32, 1, rows),
                 "labels": (np.int32, 1, rows),
                 "boxes": (np.float32, 1, rows, 4),
                 "locations": (np.float32, 1, rows, 2),
                 "levels": (np.int32, 1, rows),
-                "parameters": (np.float32, 1, rows, self.parameter_count),
-                "mask_features": features,
             }
+            if self.metadata.form == "graph":
+                return {**pairs, "mask_logits": (np.float32, 1, rows, *grid)}
+            parameters = (np.float32, 1, rows, self.parameter_count)
+            return {**pairs, "parameters": parameters, "mask_features": features}
         locations = _native.location_count(self._model, plan.height, plan.width)
         return {
             "class_logits": (np.float32, 1, locations, len(self.metadata.classes)),
@@ -192,7 +194,8 @@ class Postprocessor:
             outputs: Arrays by name for one image, batch axis included. Form `dense`: class_logits
                 (1, L, C), quality_logits (1, L), boxes (1, L, 4), parameters (1, P, L) and
                 mask_features (1, M, h, w). Form `topk`: scores, labels and levels (1, K), boxes
-                (1, K, 4), locations x, y (1, K, 2), parameters (1, K, P) and mask_features.
+                (1, K, 4), locations x, y (1, K, 2), parameters (1, K, P) and mask_features. Form
+                `graph`: mask_logits (1, K, h, w) in place of the last two.
             plan: Where the frame lies in the input.
             budget_ms: Stop after this long with the best up to then.
 
@@ -201,7 +204,7 @@ class Postprocessor:
         """
         given = self._checked(outputs, plan)
         room = (plan.as_tuple(), self._select_scratch, self._candidates, budget_ms)
-        if self.metadata.form == "topk":
+        if self._chosen:
             n, self._selected_all = _native.select_topk(
                 self._model,
                 given["scores"],
@@ -237,14 +240,18 @@ class Postprocessor:
             Detections in frame pixels, by final score.
         """
         self._prepare(plan)
-        parameters = outputs["parameters"]
-        by_slot = self.metadata.form == "topk"
+        features = None
+        if self.metadata.form == "graph":
+            per_slot = outputs["mask_logits"]
+        else:
+            per_slot = outputs["parameters"]
+            features = np.ascontiguousarray(outputs["mask_features"])
         n, _, complete = _native.masks(
             self._model,
-            np.ascontiguousarray(parameters),
-            np.ascontiguousarray(outputs["mask_features"]),
-            parameters.shape[1 if by_slot else 2],
-            by_slot,
+            np.ascontiguousarray(per_slot),
+            features,
+            per_slot.shape[1 if self._chosen else 2],
+            self._chosen,
             plan.as_tuple(),
             candidates,
             len(candidates),

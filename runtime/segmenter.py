@@ -112,8 +112,8 @@ class Segmenter:
     ) -> list[Detections]:
         """Find the instances of several frames.
 
-        They share runs of the engine if the file takes several images at once and their inputs have
-        one size; else they run one after the other.
+        They share runs of the engine, as many at a time as the file takes, where their inputs have
+        one size.
 
         Args:
             frames: As for one frame; sizes may differ.
@@ -129,7 +129,7 @@ class Segmenter:
         found: list[Detections] = []
         for _, group in itertools.groupby(frames, self._input_size):
             members = list(group)
-            step = len(members) if getattr(self.backend, "batches", False) else 1
+            step = self.metadata.batch.most
             for first in range(0, len(members), step):
                 found += self._segment(members[first : first + step], colour)
         return found
@@ -141,9 +141,9 @@ class Segmenter:
     def _segment(self, frames: list[NDArray[np.uint8]], colour: Colour) -> list[Detections]:
         """Answer frames of one input size with one run of the engine."""
         start = time.perf_counter()
-        images = self._room(len(frames), self._input_size(frames[0]))
+        images = self._room(len(frames), self._input_size(frames[0]))  # at least `batch.least`
         plans, boxed = [], [start]
-        for frame, image in zip(frames, images, strict=True):
+        for frame, image in zip(frames, images, strict=False):
             plans.append(self._letterboxer(frame, image, colour=colour)[1])
             boxed.append(time.perf_counter())
         outputs = self.backend.run(images)
@@ -177,7 +177,11 @@ class Segmenter:
         return plan.height, plan.width
 
     def _room(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return the input buffer of some images, made anew where it has another size."""
+        """Return the input buffer of some images, made anew where it has another size.
+
+        A run that is short of images takes what the buffer holds for the rest.
+        """
+        count = max(count, self.metadata.batch.least)
         if self._input.shape[1:3] != size or len(self._input) < count:
-            self._input = np.empty((count, *size, 3), np.uint8)
+            self._input = np.zeros((count, *size, 3), np.uint8)
         return self._input[:count]

@@ -135,7 +135,8 @@ int main(void) {
         check(bxs_letterbox_rgb8(&image, &map, padding, BXS_SIMD_BEST, box_scratch, box_size, input,
                                  (size_t)INPUT * INPUT * 3));
         const bxs_dense dense = {logits, quality, boxes, locations};
-        const bxs_mask_inputs inputs = {values, locations, 1, locations, features, rows, rows};
+        const bxs_mask_inputs inputs = {values,   locations, 1,    locations,
+                                        features, rows,      rows, NULL};
         size_t found = 0, drawn = 0, used = 0;
         check(bxs_select_dense(&model, &dense, &map, NULL, select_scratch, select_size, candidates,
                                MAX_DET, &found));

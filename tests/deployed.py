@@ -30,6 +30,7 @@ def describe(**changes: Any) -> dict[str, Any]:
         "classes": ["star", "ring", "blob"],
         "category_ids": [3, 1, 7],
         "imgsz": {"rule": "fit", "height": 96, "width": 160},
+        "batch": {"min": 1, "opt": 1, "max": 1},
         "input": {"name": "image", "layout": "NHWC", "dtype": "uint8", "colour": "RGB"},
         "letterbox": {"padding": [124, 116, 104], "side": "right_bottom", "divisor": 32},
         "strides": list(STRIDES),

@@ -16,6 +16,7 @@ from boxseg import cli
 from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_atomically
 from boxseg.export.commands import left_behind
 from boxseg.runtime import backends
+from boxseg.runtime.metadata import Batch
 from boxseg.runtime.preprocess import Fit
 from boxseg.student import Student
 
@@ -115,8 +116,12 @@ def test_size_and_name_are_as_asked(run_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_trainer_file_alone_can_be_exported(run_folder: Path) -> None:
-    assert cli.run(["export", str(run_folder / "trainer.pt"), "--imgsz", "64"]) == 0
-    assert (run_folder / "trainer.onnx").is_file()
+    words = ["--imgsz", "64", "--form", "topk", "--batch", "2", "2", "2"]
+    assert cli.run(["export", str(run_folder / "trainer.pt"), *words]) == 0
+    file = run_folder / "trainer.onnx"
+    metadata = backends.open_backend(file).metadata
+    assert (metadata.form, metadata.batch) == ("topk", Batch(2, 2, 2))
+    assert cli.run(["verify", str(file), "--against", str(run_folder / "best.pt")]) == 0
 
 
 def test_verify_tells_other_weights_from_another_network(
@@ -154,6 +159,11 @@ def test_verify_tells_other_weights_from_another_network(
         (["--imgsz", "100"], "must be multiples of 32 (height first), got 100 100"),
         (["--imgsz", "64", "100"], "must be multiples of 32 (height first), got 64 100"),
         (["--imgsz", "big"], "must be one number or height and width, got 'big'"),
+        (["--batch", "1", "4", "2"], "'--batch': must be MIN <= OPT <= MAX, got 1 4 2"),
+        (["--batch", "0", "1", "1"], "0 is not in the range x>=1"),
+        (["--dynamic", "batch", "--batch", "4", "4", "4"], "--dynamic batch needs MIN < MAX"),
+        (["--dynamic", "size"], "'size' is not 'batch'"),
+        (["--form", "sparse"], "'sparse' is not one of 'dense', 'topk', 'graph'"),
         (["--opset", "9"], "must be in 17..23, got 9"),
         (["--device", "tpu"], "must be cpu, cuda, cuda:N or N, got 'tpu'"),
         (["--images", "0"], "--images"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import reference
 import torch
 
 from boxseg.checkpoint import save_model
@@ -45,8 +46,8 @@ def test_a_backend_answers_like_the_graph_in_eval_mode_and_restores_the_mode(
     student.eval()
     with torch.no_grad():
         expected = DenseGraph(student)(torch.from_numpy(frame()))
-    assert tuple(found) == OUTPUT_NAMES
-    for name, value in zip(OUTPUT_NAMES, expected, strict=True):
+    assert tuple(found) == OUTPUT_NAMES["dense"]
+    for name, value in zip(OUTPUT_NAMES["dense"], expected, strict=True):
         np.testing.assert_array_equal(found[name], value.numpy())
 
 
@@ -77,3 +78,93 @@ def test_metadata_says_which_weights_a_file_holds(student: Student, tmp_path: Pa
 def test_a_device_that_is_not_there_is_an_error(student: Student) -> None:
     with pytest.raises(BackendMissingError, match="device cuda:0 is not available"):
         TorchBackend(student, device="cuda:0")
+
+
+def slow_pairs(dense: dict[str, npt.NDArray[np.float32]], count: int) -> list[tuple[int, int]]:
+    """The best (location, class) pairs of one image, in plain loops."""
+    logits, quality = dense["class_logits"][0], dense["quality_logits"][0]
+    scored = []
+    for place, row in enumerate(logits.astype(np.float64)):
+        for label, logit in enumerate(row):
+            score = 1 / (1 + np.exp(-logit)) / (1 + np.exp(-float(quality[place])))
+            scored.append((-(score**0.5), place, label))
+    return [(place, label) for _, place, label in sorted(scored)[:count]]
+
+
+@pytest.fixture(scope="module")
+def two_classes() -> Student:
+    torch.manual_seed(3)
+    config = ModelConfig(
+        classes=("a", "b"),
+        category_ids=(4, 5),
+        backbone="resnet18",
+        fpn_channels=8,
+        tower_channels=8,
+        tower_depth=1,
+        mask_branch_channels=8,
+        mask_branch_depth=0,
+        imgsz=(64, 96),
+        candidates=50,
+        max_det=20,
+        score0="sqrt_cls_quality",
+    )
+    made = Student(config)
+    torch.nn.init.normal_(made.head.class_logits.weight, std=0.5)  # else nearly all scores tie
+    return made.eval()
+
+
+def test_the_form_topk_gives_the_best_pairs_of_the_dense_form(two_classes: Student) -> None:
+    image = np.concatenate([frame(), frame()[:, ::-1]])
+    dense = TorchBackend(two_classes).run(image)
+    found = TorchBackend(two_classes, form="topk").run(image)
+    assert tuple(found) == OUTPUT_NAMES["topk"]
+    assert {name: value.shape for name, value in found.items()} == {
+        "scores": (2, 50),
+        "labels": (2, 50),
+        "boxes": (2, 50, 4),
+        "locations": (2, 50, 2),
+        "levels": (2, 50),
+        "parameters": (2, 50, two_classes.config.mask_head_parameters),
+        "mask_features": (2, two_classes.config.mask_channels, 8, 12),
+    }
+    assert found["labels"].dtype == found["levels"].dtype == np.int32
+    for i in range(2):
+        pairs = slow_pairs({name: value[i : i + 1] for name, value in dense.items()}, 50)
+        places, labels = np.array(pairs).T
+        assert found["labels"][i].tolist() == labels.tolist()
+        np.testing.assert_array_equal(found["boxes"][i], dense["boxes"][i, places])
+        np.testing.assert_array_equal(found["parameters"][i], dense["parameters"][i][:, places].T)
+        # 64 x 96 at strides 8, 16, ...: 8 * 12 = 96, 4 * 6 = 24, 2 * 3 = 6, 1 * 2 = 2, 1 * 1
+        assert found["levels"][i].tolist() == [
+            sum(int(place) >= end for end in (96, 120, 126, 128)) for place in places
+        ]
+        first = int(np.argmax(places < 96))  # the best of P3, where x = 8 column + 4
+        column, row = places[first] % 12, places[first] // 12
+        assert found["locations"][i, first].tolist() == [8 * column + 4, 8 * row + 4]
+
+
+def test_the_form_graph_gives_the_masks_of_its_pairs(two_classes: Student) -> None:
+    topk = TorchBackend(two_classes, form="topk").run(frame())
+    found = TorchBackend(two_classes, form="graph").run(frame())
+    assert tuple(found) == OUTPUT_NAMES["graph"]
+    assert found["mask_logits"].shape == (1, 50, 8, 12)
+    np.testing.assert_array_equal(found["boxes"], topk["boxes"])
+    scales = np.array([64.0, 128.0, 256.0, 512.0, 1024.0])[topk["levels"][0]]
+    for k in (0, 17, 49):
+        expected = reference.mask_logits(
+            topk["parameters"][0, k],
+            topk["mask_features"][0],
+            tuple(topk["locations"][0, k]),
+            scales[k],
+            widths=two_classes.config.mask_head_widths,
+        )
+        np.testing.assert_allclose(found["mask_logits"][0, k], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_form_graph_has_at_most_300_candidates() -> None:
+    config = ModelConfig(classes=("a",), category_ids=(1,), candidates=1000, max_det=400)
+    assert describe(config, form="topk")["nms"]["candidates"] == 1000
+    graph = describe(config, form="graph", batch=(1, 2, 4))
+    assert graph["form"] == "graph"
+    assert graph["batch"] == {"min": 1, "opt": 2, "max": 4}
+    assert (graph["nms"]["candidates"], graph["nms"]["max_det"]) == (300, 300)

@@ -67,3 +67,16 @@ def test_config_counts_the_parameters_of_the_papers(channels: int, parameters: i
 def test_a_wrong_number_of_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="got 168 parameters per instance, need 169"):
         split_parameters(torch.zeros(1, 168), 10, (8, 8, 1))
+
+
+def test_several_images_at_once_are_each_image_alone() -> None:
+    torch.manual_seed(0)
+    features, parameters = torch.randn(3, 4, 5, 6), torch.randn(3, 2, 137)
+    locations, scales = torch.rand(3, 2, 2) * 48, torch.tensor([[64.0, 128.0]]).expand(3, 2)
+    found = dynamic_mask_head(features, parameters, locations, scales, (8, 8, 1))
+    assert found.shape == (3, 2, 5, 6)
+    for image in range(3):
+        alone = dynamic_mask_head(
+            features[image], parameters[image], locations[image], scales[image], (8, 8, 1)
+        )
+        torch.testing.assert_close(found[image], alone)

@@ -8,7 +8,7 @@ import pytest
 from deployed import describe
 
 from boxseg.errors import FileMismatchError
-from boxseg.runtime.metadata import Metadata
+from boxseg.runtime.metadata import Batch, Metadata
 from boxseg.runtime.preprocess import Fit, ShortLong
 
 
@@ -48,6 +48,13 @@ def test_a_size_may_follow_the_frame() -> None:
     assert metadata.to_dict()["imgsz"] == size
 
 
+def test_a_file_of_before_batches_takes_one_image() -> None:
+    assert Metadata.from_dict(_changed("batch", ...)).batch == Batch(1, 1, 1)
+    several = Metadata.from_dict(_changed("batch", {"min": 2, "opt": 4, "max": 8}))
+    assert several.batch == Batch(least=2, best=4, most=8)
+    assert several.to_dict()["batch"] == {"min": 2, "opt": 4, "max": 8}
+
+
 def test_keys_of_later_additions_are_ignored() -> None:
     assert Metadata.from_dict(_changed("later", 1)) == Metadata.from_dict(describe())
 
@@ -67,7 +74,10 @@ def test_what_the_network_writes_is_read() -> None:
         ("format_version", 2, "format_version is 2, this version of boxseg reads 1"),
         ("format_version", "1", "format_version must be an integer"),
         ("format_version", ..., "metadata.format_version is missing"),
-        ("form", "graph", "metadata.form must be dense or topk, got 'graph'"),
+        ("form", "sparse", "metadata.form must be dense or topk or graph, got 'sparse'"),
+        ("batch.max", 0, r"metadata.batch.max must be an integer in 1\.\.65536, got 0"),
+        ("batch.opt", 2, r"metadata.batch.opt must be an integer in 1\.\.1, got 2"),
+        ("batch.min", 2, r"metadata.batch.min must be an integer in 1\.\.1, got 2"),
         ("task", "detection", "metadata.task"),
         ("classes", [], "metadata.classes must be a list that is not empty"),
         ("classes", [1, 2, 3], "metadata.classes must be a list of strings"),

@@ -104,7 +104,7 @@ def test_numbers_are_the_nearest_doubles(read: Reader) -> None:
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("format_version", {"format_version": 2}),
     ("task", {"task": "detection"}),
-    ("form", {"form": "graph"}),
+    ("form", {"form": "sparse"}),
     ("precision", {"precision": "fp8"}),
     ("input.layout", {"input__layout": "NCHW"}),
     ("letterbox.side", {"letterbox__side": "centre"}),

@@ -258,6 +258,59 @@ def test_the_topk_form_answers_like_the_dense_one(final: str) -> None:
             assert np.array_equal(found.xyxy, expected.xyxy)
 
 
+def _as_graph(metadata: Metadata, topk: dict[str, Any]) -> dict[str, Any]:
+    """What a graph of the form graph gives where another of the form topk gives these outputs."""
+    scales = metadata.head.coordinate_scales
+    logits = [
+        reference.mask_logits(
+            topk["parameters"][0, k],
+            topk["mask_features"][0],
+            topk["locations"][0, k],
+            scales[n],
+            widths=metadata.head.layer_widths,
+        )
+        for k, n in enumerate(topk["levels"][0])
+    ]
+    rows = {name: value for name, value in topk.items() if name != "parameters"}
+    return {**rows, "mask_logits": np.stack(logits)[None].astype(np.float32)}
+
+
+@pytest.mark.parametrize("final", ["score0", "sqrt_score0_mask"])
+def test_the_form_graph_answers_like_the_form_topk(final: str) -> None:
+    topk = Metadata.from_dict(describe(scores__final=final, form="topk"))
+    graph = Metadata.from_dict(describe(scores__final=final, form="graph"))
+    for seed, frame in enumerate([(96, 160), (150, 200), (37, 300)]):
+        plan = plan_letterbox(topk.imgsz, *frame)
+        chosen = _as_topk(Metadata.from_dict(describe()), dense_outputs(seed), plan, 60)
+        expected = Postprocessor(topk, conf=0.2)(chosen, plan)
+        found = Postprocessor(graph, conf=0.2)(_as_graph(topk, chosen), plan)
+        assert len(found) == len(expected) > 0
+        assert np.array_equal(found.xyxy, expected.xyxy)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        # the reference rounds its logits elsewhere, so a pixel on an edge may differ
+        assert (found.dense() != expected.dense()).sum() <= 3
+
+
+def test_mask_logits_that_are_no_numbers_are_off() -> None:
+    metadata = Metadata.from_dict(describe(form="graph"))
+    plan = plan_letterbox(metadata.imgsz, 96, 160)
+    rows = {
+        "scores": np.array([[0.9, 0.8]], np.float32),
+        "labels": np.zeros((1, 2), np.int32),
+        "boxes": np.array([[[0, 0, 16, 16], [64, 0, 96, 32]]], np.float32),
+        "locations": np.array([[[4, 4], [68, 4]]], np.float32),
+        "levels": np.zeros((1, 2), np.int32),
+        "mask_logits": np.full((1, 2, 12, 20), np.nan, np.float32),
+    }
+    rows["mask_logits"][0, 1] = np.inf
+    assert Postprocessor(metadata)(rows, plan).areas.tolist() == [0, 32 * 32]
+    rows["mask_logits"] = rows["mask_logits"][:, :1]
+    with pytest.raises(
+        FileMismatchError, match=r"output mask_logits must be float32 \(1, 2, 12, 20"
+    ):
+        Postprocessor(metadata)(rows, plan)
+
+
 def test_bad_topk_outputs_are_named() -> None:
     dense = Metadata.from_dict(describe())
     plan = plan_letterbox(dense.imgsz, 96, 160)

@@ -103,7 +103,8 @@ def test_answers_outlive_the_next_frame() -> None:
 class Batcher(Recorder):
     """Takes several images per run; each one's outputs follow its first pixel."""
 
-    batches = True
+    def __init__(self, least: int = 1, most: int = 8, **changes: Any) -> None:
+        super().__init__(batch={"min": least, "opt": least, "max": most}, **changes)
 
     def run(self, image: NDArray[np.uint8]) -> Outputs:
         self.images.append(image.copy())
@@ -127,6 +128,25 @@ def test_a_batch_answers_like_its_frames() -> None:
     assert found[0].times_ms["engine"] == found[2].times_ms["engine"]
     assert segmenter.batch([]) == []
     assert segmenter(frames[1]).counts == expected[1].counts
+
+
+def test_a_run_takes_no_more_images_than_the_file_allows() -> None:
+    frames = [np.full((96, 160, 3), i, np.uint8) for i in range(5)]
+    backend = Batcher(most=2)
+    expected = [one.counts for one in Segmenter(Batcher(), conf=0.3).batch(frames)]
+    segmenter = Segmenter(backend, conf=0.3)
+    found = segmenter.batch(frames)
+    assert [len(images) for images in backend.images] == [1, 2, 2, 1]  # the first warms up
+    assert [one.counts for one in found] == expected
+
+
+def test_a_run_that_is_short_of_images_is_filled_up() -> None:
+    frames = [np.full((96, 160, 3), i, np.uint8) for i in range(4)]
+    backend = Batcher(least=3, most=3)
+    expected = [one.counts for one in Segmenter(Batcher(), conf=0.3).batch(frames)]
+    found = Segmenter(backend, conf=0.3).batch(frames)
+    assert [len(images) for images in backend.images] == [3, 3, 3]
+    assert [one.counts for one in found] == expected
 
 
 def test_a_file_of_one_image_takes_a_batch_in_turn() -> None:
@@ -176,7 +196,7 @@ def test_engines_give_the_same_masks_as_numpy(engine: str, tmp_path: Path) -> No
     assert found.counts == expected.counts
     assert np.array_equal(found.scores, expected.scores)
     assert segmenter.backend.name == engine
-    assert getattr(segmenter.backend, "batches", None) is False  # the graph's batch is fixed
+    assert segmenter.metadata.batch.most == 1
 
 
 def test_bad_frames_and_options_are_named() -> None:
@@ -193,7 +213,7 @@ def test_bad_frames_and_options_are_named() -> None:
 
 def test_wrong_metadata_of_a_backend_are_refused() -> None:
     with pytest.raises(FileMismatchError, match=r"metadata\.form"):
-        Segmenter(Recorder(form="graph"))
+        Segmenter(Recorder(form="sparse"))
 
 
 def test_a_torch_student_is_a_backend() -> None:

@@ -12,6 +12,7 @@
 #define MOST_LANES 16
 #define BLOCK 4
 #define PIECE 16
+#define LIMIT 1e30f
 
 #define BXS_KERNEL "mask_head_kernel.h"
 #include "simd_levels.h"
@@ -67,14 +68,36 @@ bxs_head bxs_head_open(const bxs_model *model, void *memory) {
     return head;
 }
 
+/* The form graph: a rectangle of what is there. */
+static void take_logits(const bxs_mask_inputs *inputs, const bxs_candidate *candidate,
+                        bxs_region region, float *logits) {
+    const size_t cells = (size_t)inputs->rows * inputs->columns;
+    const float *grid = inputs->logits + candidate->slot * cells;
+    for (uint32_t x = region.x0; x < region.x1; x++) {
+        for (uint32_t y = region.y0; y < region.y1; y++) {
+            const float z = grid[(size_t)y * inputs->columns + x];
+            const float high = z > -LIMIT ? z : -LIMIT; /* also for NaN */
+            *logits++ = high < LIMIT ? high : LIMIT;
+        }
+    }
+}
+
 void bxs_head_run(const bxs_head *head, const bxs_mask_inputs *inputs,
                   const bxs_candidate *candidate, bxs_region region, float *logits) {
+    if (inputs->logits != NULL) {
+        take_logits(inputs, candidate, region, logits);
+        return;
+    }
     BXS_AT_LEVEL(head->level, head)(head, inputs, candidate, region, logits);
+}
+
+int bxs_head_has_inputs(const bxs_mask_inputs *inputs) {
+    return inputs->logits != NULL || (inputs->parameters != NULL && inputs->features != NULL);
 }
 
 void bxs_head_expect(const bxs_head *head, const bxs_mask_inputs *inputs,
                      const bxs_candidate *candidate) {
-    if (candidate->slot >= inputs->slots) {
+    if (candidate->slot >= inputs->slots || inputs->logits != NULL) {
         return;
     }
     const float *from = inputs->parameters + candidate->slot * inputs->slot_stride;
@@ -91,7 +114,7 @@ bxs_status bxs_mask_head(const bxs_model *model, const bxs_mask_inputs *inputs,
                          const bxs_candidate *candidate, bxs_region region, void *scratch,
                          size_t scratch_size, float *logits, size_t room) {
     if (model == NULL || inputs == NULL || candidate == NULL || scratch == NULL || logits == NULL ||
-        inputs->parameters == NULL || inputs->features == NULL) {
+        !bxs_head_has_inputs(inputs)) {
         return BXS_ERROR_NULL;
     }
     size_t needed = bxs_mask_head_scratch_size(model);

@@ -25,6 +25,9 @@ bxs_head bxs_head_open(const bxs_model *model, void *memory);
 void bxs_head_run(const bxs_head *head, const bxs_mask_inputs *inputs,
                   const bxs_candidate *candidate, bxs_region region, float *logits);
 
+/* Whether the pointers that one of the forms needs are there. */
+int bxs_head_has_inputs(const bxs_mask_inputs *inputs);
+
 /* Asks for a candidate's parameters, which lie far apart in the dense form. */
 void bxs_head_expect(const bxs_head *head, const bxs_mask_inputs *inputs,
                      const bxs_candidate *candidate);

@@ -128,7 +128,7 @@ bxs_status bxs_masks(const bxs_model *model, const bxs_mask_inputs *inputs,
                      size_t scratch_size, bxs_instance *instances, size_t room, size_t *n_instances,
                      char *text, size_t text_room, size_t *text_size) {
     if (model == NULL || inputs == NULL || map == NULL || scratch == NULL || n_instances == NULL ||
-        text_size == NULL || inputs->parameters == NULL || inputs->features == NULL ||
+        text_size == NULL || !bxs_head_has_inputs(inputs) ||
         (n > 0 && (candidates == NULL || instances == NULL || text == NULL))) {
         return BXS_ERROR_NULL;
     }

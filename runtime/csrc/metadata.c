@@ -643,12 +643,12 @@ static void get_rules(keys *from, bxs_model *model) {
 }
 
 static void get_all(keys *from, bxs_metadata *metadata) {
-    static const char *const forms[] = {"dense", "topk"};
+    static const char *const forms[] = {"dense", "topk", "graph"};
     static const char *const precisions[] = {"fp32", "fp16", "bf16", "int8"};
     double padding[3];
     get_integer(from, "format_version", 1, 1);
     expect(from, "task", "instance-segmentation");
-    metadata->form = (bxs_form)get_choice(from, "form", forms, 2);
+    metadata->form = (bxs_form)get_choice(from, "form", forms, 3);
     metadata->precision = (bxs_precision)get_choice(from, "precision", precisions, 4);
     expect(from, "input.layout", "NHWC");
     expect(from, "input.dtype", "uint8");

@@ -671,7 +671,8 @@ static PyObject *region_tuple(const bxs_region *region) {
     return Py_BuildValue("(IIII)", region->x0, region->y0, region->x1, region->y1);
 }
 
-/* Holds parameters (P, slots) or, when `by_slot`, (slots, P), and the features of a grid. */
+/* Holds parameters (P, slots) or, when `by_slot`, (slots, P), and the features of a grid; where
+ * there are no features, the parameters are logits (slots, rows, columns). */
 static int hold_inputs(arrays *held, const bxs_model *model, PyObject *parameters,
                        PyObject *features, Py_ssize_t slots, int by_slot, uint32_t rows,
                        uint32_t columns, bxs_mask_inputs *inputs) {
@@ -685,6 +686,13 @@ static int hold_inputs(arrays *held, const bxs_model *model, PyObject *parameter
     inputs->slot_stride = by_slot ? count : 1;
     inputs->rows = rows;
     inputs->columns = columns;
+    inputs->logits = NULL;
+    if (features == Py_None) {
+        inputs->parameters = inputs->features = NULL;
+        inputs->logits = (const float *)hold_array(held, parameters, "mask_logits", 'f',
+                                                   inputs->slots * rows * columns, 0);
+        return inputs->logits == NULL ? -1 : 0;
+    }
     inputs->parameters =
         (const float *)hold_array(held, parameters, "parameters", 'f', count * inputs->slots, 0);
     if (inputs->parameters == NULL) {

@@ -262,7 +262,8 @@ BXS_API size_t bxs_location_count(const bxs_model *model, uint32_t height, uint3
 
 typedef enum {
     BXS_FORM_DENSE = 0, /* outputs of every location */
-    BXS_FORM_TOPK = 1   /* outputs of the K best pairs */
+    BXS_FORM_TOPK = 1,  /* outputs of the K best pairs */
+    BXS_FORM_GRAPH = 2  /* the same with mask logits instead of parameters */
 } bxs_form;
 
 typedef enum {
@@ -324,9 +325,9 @@ typedef struct {
     size_t locations;            /* L */
 } bxs_dense;
 
-/* The topk form: the graph has chosen and scored the pairs; one image of a batch. Its parameters
- * are rows too (see bxs_mask_inputs). Rows may come in any order; those whose score is not above
- * candidate_score are padding and not looked at further. */
+/* The forms topk and graph: the graph has chosen and scored the pairs; one image of a batch. Its
+ * parameters or mask logits are rows too (see bxs_mask_inputs). Rows may come in any order; those
+ * whose score is not above candidate_score are padding and not looked at further. */
 typedef struct {
     const float *scores;    /* rows: score0 */
     const int32_t *labels;  /* rows: class, 0..C-1 */
@@ -342,8 +343,8 @@ typedef struct {
     float score0;         /* (0, 1] */
     uint32_t class_index; /* 0..C-1 */
     uint32_t index;       /* location * C + class: breaks ties, lower first */
-    uint32_t slot;        /* which parameter vector belongs to it: the location in the dense form,
-                             the row in the topk form */
+    uint32_t slot;        /* whose parameters or logits belong to it: the location in the dense
+                             form, else the row */
     uint32_t level;       /* pyramid level, 0..levels-1 */
     float x, y;           /* the location in input pixels, column * stride + stride / 2 (floor) */
 } bxs_candidate;
@@ -376,8 +377,8 @@ BXS_API bxs_status bxs_select_dense(const bxs_model *model, const bxs_dense *den
                                     void *scratch, size_t scratch_size, bxs_candidate *kept,
                                     size_t room, size_t *n);
 
-/* The same for the topk form; scores are taken as they are. A row that passes but has a label,
- * level or location that does not exist is BXS_ERROR_VALUE.
+/* The same for the forms topk and graph; scores are taken as they are. A row that passes but has a
+ * label, level or location that does not exist is BXS_ERROR_VALUE.
  *
  *   scratch   bxs_select_topk_scratch_size(model) bytes */
 BXS_API size_t bxs_select_topk_scratch_size(const bxs_model *model);
@@ -423,6 +424,9 @@ typedef struct {
     size_t slots;            /* L or K */
     const float *features;   /* M x rows x columns */
     uint32_t rows, columns;  /* height and width of the input over mask_stride */
+    /* The form graph, which has run the head itself: slots x rows x columns. Parameters and
+     * features are not read then and may be NULL, as this is in the other forms. */
+    const float *logits;
 } bxs_mask_inputs;
 
 /* Cells x0 <= x < x1, y0 <= y < y1 of the grid. */
@@ -453,12 +457,12 @@ typedef struct {
 BXS_API bxs_status bxs_cut_box(const float box[4], const bxs_letterbox *map, uint32_t mask_stride,
                                bxs_cut *cut);
 
-/* Evaluates the dynamic head of one candidate on some cells.
+/* Evaluates the dynamic head of one candidate on some cells, or takes what the graph has evaluated.
  *
  * Per cell: the input is (location - cell centre) / coordinate scale of the level, x then y, if the
  * model has relative coordinates, then the features; layers with a ReLU between them. Sums run in
  * the order bias, input 0, input 1, ... A result that is not a number becomes -1e30, and results
- * are limited to +-1e30.
+ * are limited to +-1e30; so are those of the form graph.
  *
  *   scratch   bxs_mask_head_scratch_size(model) bytes
  *   logits    (x1 - x0) * (y1 - y0) floats, laid out as in bxs_surface; room in floats */

@@ -32,9 +32,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     const size_t slots = take_range(&from, 1, 5);
     float *parameters = take_floats(&from, count * slots);
     float *features = take_floats(&from, (size_t)model.mask_channels * rows * columns);
-    const int by_slot = take_byte(&from) & 1;
+    const int kind = take_byte(&from) % 4, by_slot = kind & 1;
+    float *logits = kind == 3 ? take_floats(&from, slots * rows * columns) : NULL;
     const bxs_mask_inputs inputs = {
-        parameters, by_slot ? 1 : slots, by_slot ? count : 1, slots, features, rows, columns};
+        parameters, by_slot ? 1 : slots, by_slot ? count : 1, slots, features, rows, columns,
+        logits};
     bxs_candidate candidates[8];
     memset(candidates, 0, sizeof candidates);
     size_t n = take_range(&from, 0, model.max_det < 8 ? model.max_det : 8);
@@ -77,6 +79,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     }
     free(parameters);
     free(features);
+    free(logits);
     free(plain.instances);
     free(plain.text);
     free(best.instances);

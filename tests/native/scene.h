@@ -171,8 +171,8 @@ static void scene_answer(const scene *of, char *text) {
                   "select");
     free(scratch);
 
-    const bxs_mask_inputs inputs = {of->parameters, of->locations, 1,        of->locations,
-                                    of->features,   HEIGHT / 8,    WIDTH / 8};
+    const bxs_mask_inputs inputs = {of->parameters, of->locations, 1,         of->locations,
+                                    of->features,   HEIGHT / 8,    WIDTH / 8, NULL};
     size_t room = n * bxs_surface_text_size(&of->map, HEIGHT / 8);
     char *runs = (char *)scene_room(room + 1);
     size = bxs_masks_scratch_size(model, &of->map);

@@ -128,7 +128,8 @@ const char *pipeline_answer(pipeline *of, const float *const outputs[OUTPUTS], d
                                     locations,
                                     outputs[MASK_FEATURES],
                                     of->map.height / model->mask_stride,
-                                    of->map.width / model->mask_stride};
+                                    of->map.width / model->mask_stride,
+                                    NULL};
     size_t text_size;
     status = bxs_masks(model, &inputs, &of->map, of->candidates, n, confidence, deadline,
                        of->scratch, of->scratch_size, of->instances, model->max_det, &of->n,
