@@ -373,7 +373,8 @@ def test_an_image_without_its_depth_map_is_dropped(folder: Path) -> None:
 def test_data_without_depth_maps_names_both_cures(folder: Path) -> None:
     cures = (
         f"make depth maps with boxseg data depth {folder} --predictor FILE.onnx, or train without "
-        "depth: -o terms.depth=null -o terms.depth_consistency=null"
+        "depth: -o terms.depth=null -o terms.depth_consistency=null, and "
+        "-o pseudo_masks.quality_aware.depth_ranking=0 where the recipe has it"
     )
     values = content()
     with pytest.raises(DataError, match=re.escape(cures)) as refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from boxseg.checkpoint import load_model, save_model
+from boxseg.checkpoint import load_model, read_model_payload, save_model
 from boxseg.config import ModelConfig
 from boxseg.errors import DataError, FileMismatchError
 from boxseg.student import Student
@@ -349,6 +350,80 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(data: Path, tmp_
     assert first.best == second.best
 
 
+TEACHER = (
+    "teacher={start: 0.34, momentum: 0.5}",
+    "pseudo_masks={quality_aware: {score_threshold: 0.0}}",
+    "copy_paste={peer: {min_quality: 0, min_confidence: 0, skip: 0}}",
+    "copy_paste.peer.min_area=0",
+    "copy_paste.peer.min_pasted_area=0",
+    "view={}",
+    "model.final_score=sqrt_score0_mask",
+    "terms.pseudo_mask={warmup_steps: 0}",
+    "terms.pseudo_affinity={warmup_steps: 0}",
+    "schedule.max_iters=9",
+)
+"""A teacher from step 3 of 9 on, that believes in everything it sees."""
+
+
+def metrics_rows(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+
+
+def test_a_run_with_a_teacher_resumes_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    recipe = recipe_with(*TEACHER)
+    whole = run(recipe, settings_for(data, tmp_path / "whole"))
+    with pytest.raises(RunInterruptedError):
+        run(recipe, settings_for(data, tmp_path / "parts"), stop_after=6)
+    rest = run(recipe, settings_for(data, tmp_path / "parts", resume=True))
+    first, second = (
+        load_trainer_state(tmp_path / name / "trainer.pt") for name in ("whole", "parts")
+    )
+    assert first.supervision["teacher"]["updates"] == second.supervision["teacher"]["updates"] == 7
+    for ours, theirs in (
+        (first.model["state_dict"], second.model["state_dict"]),
+        (first.supervision["teacher"]["network"], second.supervision["teacher"]["network"]),
+    ):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert whole.supervision.own_state().keys() == {"bank"}
+    told = [metrics_rows(tmp_path / name)[-1] for name in ("whole", "parts")]
+    assert told[0] == told[1]
+    assert rest.step == 9
+
+
+def test_the_average_ships_and_the_student_stays_at_hand(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    engine = run(recipe_with(*TEACHER), settings_for(data, out))
+    assert engine.supervision.teacher is not None
+    average = engine.supervision.teacher.network.state_dict()
+    raw = engine.student.state_dict()
+    assert not all(torch.equal(average[name], raw[name]) for name in raw)
+    for source, weights, expected in (
+        (out / "last.pt", None, average),
+        (out / "trainer.pt", None, average),
+        (out / "trainer.pt", "student", raw),
+        (out, "student", raw),
+        (out, "ema", average),
+    ):
+        found = load_model(source, weights).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected), source
+    assert read_model_payload(out / "last.pt")["weights"] == "ema"
+    with pytest.raises(FileMismatchError, match=r"last\.pt holds the weights 'ema', not 'student'"):
+        load_model(out / "last.pt", "student")
+    rows = metrics_rows(out)
+    assert rows[-1]["student_box_AP"] != ""
+    assert rows[-1]["pseudo_share"] == ""
+    assert float(rows[0]["pseudo_share"]) > 0
+    assert (out / "pseudo_masks.png").is_file()
+
+
+def test_before_its_start_there_is_no_average(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunInterruptedError):
+        run(recipe_with(*TEACHER), settings_for(data, tmp_path / "run"), stop_after=2)
+    assert read_model_payload(tmp_path / "run" / "last.pt")["weights"] == "student"
+    with pytest.raises(FileMismatchError, match="has no weights 'ema'"):
+        load_model(tmp_path / "run", "ema")
+
+
 def test_loader_processes_do_not_change_the_numbers(data: Path, tmp_path: Path) -> None:
     here = run(recipe_with("schedule.max_iters=3"), settings_for(data, tmp_path / "a"))
     there = run(
@@ -564,6 +639,6 @@ def test_a_small_network_learns_the_boxes(data: Path, tmp_path: Path) -> None:
     batch = next(iter(engine._loader()))
     losses = []
     for _ in range(40):
-        losses.append(engine.train_on(batch, 0.02)["giou"])
+        losses.append(engine.train_on(batch, 0.02)[0]["giou"])
         engine.step += 1
     assert losses[-1] < 0.5 * losses[0]

@@ -365,7 +365,8 @@ class CocoBoxes(Dataset[Sample]):
         """Say what to do about images without depth."""
         return (
             f"make depth maps with boxseg data depth {self._root} --predictor FILE.onnx, or train "
-            "without depth: -o terms.depth=null -o terms.depth_consistency=null"
+            "without depth: -o terms.depth=null -o terms.depth_consistency=null, and "
+            "-o pseudo_masks.quality_aware.depth_ranking=0 where the recipe has it"
         )
 
     def _keep_images(

@@ -41,7 +41,7 @@ def choose_folder(out: Path | None, default: Path, *, resume: bool) -> Path:
     Raises:
         click.UsageError: if the folder is taken, or there is nothing to resume.
     """
-    from boxseg.train.engine import TRAINER_FILE
+    from boxseg.checkpoint import TRAINER_FILE
 
     if resume:
         folders = [out] if out is not None else _numbered(default)

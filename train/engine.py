@@ -26,7 +26,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from boxseg.checkpoint import load_model, model_payload, save_model, write_atomically
+from boxseg.checkpoint import (
+    TRAINER_FILE,
+    load_model,
+    model_payload,
+    save_model,
+    write_atomically,
+)
 from boxseg.config import ModelConfig
 from boxseg.errors import BackendMissingError, BoxSegError, DataError, FileMismatchError
 from boxseg.inference import TorchBackend
@@ -42,6 +48,9 @@ from boxseg.train.data_order import (
     collate_readable,
     leave_interrupts_to_the_run,
 )
+from boxseg.train.memory_bank import MemoryBank, build_copy_paste
+from boxseg.train.pseudo_masks import build_pseudo_masks
+from boxseg.train.pseudo_pictures import PSEUDO_FILE, draw_lesson
 from boxseg.train.recipe import (
     Recipe,
     ScheduleRecipe,
@@ -50,7 +59,9 @@ from boxseg.train.recipe import (
     parse_recipe,
     recipe_yaml,
 )
-from boxseg.train.reports import Reports, StepReport
+from boxseg.train.reports import LOG_EVERY, Reports, StepReport
+from boxseg.train.supervision import Lesson, StudentView, Supervision
+from boxseg.train.teacher import Teacher
 from boxseg.train.trainer_state import (
     Best,
     TrainerState,
@@ -63,12 +74,13 @@ from boxseg.train.transfer import Transfer, transfer_weights
 from boxseg.train.transforms import Batch, Geometry, Sample
 
 CONFIG_FILE = "config.yaml"
-TRAINER_FILE = "trainer.pt"
 LAST_FILE = "last.pt"
 BEST_FILE = "best.pt"
 NONFINITE_FILE = "nonfinite_batch.pt"
 TRAIN_JSON = "train.json"
 VALIDATION_JSON = "val.json"
+PICTURE_EPOCHS = 5
+"""Epochs between pictures of pseudo masks."""
 
 
 class RunInterruptedError(Exception):
@@ -108,6 +120,12 @@ class RunSettings:
     """Make defects of the data errors."""
 
 
+def needs_depth(recipe: Recipe) -> bool:
+    """Whether the terms or the pseudo masks of a recipe need a depth map for every image."""
+    made = recipe.pseudo_masks
+    return recipe.uses_depth or (made is not None and build_pseudo_masks(made).needs_depth)
+
+
 def data_identity(images: CocoBoxes) -> dict[str, Any]:
     """Return what tells this data from other data, as plain values."""
     return {
@@ -140,13 +158,13 @@ def _batches(loader: DataLoader[Sample | Unreadable]) -> Iterator[Iterator[Any]]
 
 
 class StepInput:
-    """Batch and step number; a plain object, so that Fabric passes it on untouched."""
+    """Lesson and step number; a plain object, so that Fabric passes it on untouched."""
 
-    __slots__ = ("batch", "step")
+    __slots__ = ("lesson", "step")
 
-    def __init__(self, batch: Batch, step: int) -> None:
+    def __init__(self, lesson: Lesson, step: int) -> None:
         """Keep both."""
-        self.batch = batch
+        self.lesson = lesson
         self.step = step
 
 
@@ -186,26 +204,27 @@ class TrainingStep(nn.Module):
         self.criterion = criterion
         self._mean_over_ranks = mean_over_ranks
 
-    def forward(self, given: StepInput) -> dict[str, Tensor]:
-        """Return the loss of each term, already weighted.
+    def forward(self, given: StepInput) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the loss of each term, already weighted, and diagnostics.
 
         The network runs in the precision of the run, the terms always in float32.
         """
         # channels last: convolutions of CPUs and of GPUs in half precision are faster so
-        images = given.batch.images.contiguous(memory_format=torch.channels_last)
-        predictions = self.student(images)
-        with torch.autocast(given.batch.images.device.type, enabled=False):
-            losses: dict[str, Tensor] = self.criterion(
-                StepContext(
-                    student=self.student,
-                    predictions=_float32(predictions),
-                    batch=given.batch,
-                    step=given.step,
-                    mean_over_ranks=self._mean_over_ranks,
-                    depth_head=self.criterion.depth_head,
-                )
-            )
-        return losses
+        lesson = given.lesson
+        predictions = self.student(lesson.images.contiguous(memory_format=torch.channels_last))
+        context = StepContext(
+            student=self.student,
+            predictions=_float32(predictions),
+            batch=lesson.batch,
+            step=given.step,
+            mean_over_ranks=self._mean_over_ranks,
+            pseudo=lesson.pseudo,
+            teacher_step=lesson.teacher_step,
+            depth_head=self.criterion.depth_head,
+        )
+        with torch.autocast(lesson.images.device.type, enabled=False):
+            losses: dict[str, Tensor] = self.criterion(context)
+        return losses, dict(context.diagnostics)
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -392,6 +411,8 @@ class Engine:
         self.criterion = criterion
         self.optimizer = build_optimizer(step, recipe.schedule)
         self.module, self.fabric_optimizer = self.fabric.setup(step, self.optimizer)
+        self.supervision = self._build_supervision()
+        self._lesson: Lesson | None = None
         self.step = 0
         self.best = Best()
         self.validated_step = 0
@@ -430,7 +451,7 @@ class Engine:
             ),
             classes=data.classes,
             with_masks=self.recipe.uses_masks,
-            with_depth=self.recipe.uses_depth,
+            with_depth=needs_depth(self.recipe),
             strict=self.settings.strict,
         )
         if not images.num_boxes:
@@ -498,6 +519,43 @@ class Engine:
             return Student(config, weights)
         return Student(config)
 
+    def _build_supervision(self) -> Supervision:
+        """Build teacher, pseudo masks, bank and view, as far as the recipe names them."""
+        recipe = self.recipe
+        schedule = recipe.schedule.max_iters
+        view = None if recipe.view is None else StudentView(recipe.view)
+        if recipe.teacher is None or recipe.pseudo_masks is None:
+            return Supervision(max_iters=schedule, view=view)
+        start = recipe.teacher.start_step(schedule)
+        bank = None
+        if recipe.copy_paste is not None:
+            bank = MemoryBank(
+                build_copy_paste(recipe.copy_paste),
+                seed=recipe.seed,
+                rank=self.fabric.global_rank,
+            )
+        return Supervision(
+            max_iters=schedule,
+            start_step=start,
+            teacher=Teacher(
+                self.student,
+                momentum=recipe.teacher.momentum_of(schedule),
+                ramp=start == 0,
+                imgsz=recipe.teacher.imgsz,
+            ),
+            maker=build_pseudo_masks(recipe.pseudo_masks),
+            bank=bank,
+            view=view,
+        )
+
+    @property
+    def shipped(self) -> tuple[Student, str]:
+        """The network that ships now, and which weights it has: the average once there is one."""
+        teacher = self.supervision.teacher
+        if teacher is not None and teacher.updates:
+            return teacher.network, "ema"
+        return self.student, "student"
+
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         """Average a scalar over all processes."""
         if self.fabric.world_size == 1:
@@ -521,6 +579,9 @@ class Engine:
         try:
             self.student.load_state_dict(state.model["state_dict"])
             self.criterion.load_state_dict(state.criterion)
+            self.supervision.load_state(
+                state.supervision, state.own_supervision[self.fabric.global_rank]
+            )
             self.optimizer.load_state_dict(state.optimizer)
             self.fabric.strategy.precision.load_state_dict(state.precision)
             restore_random(state.random[self.fabric.global_rank], self.fabric.device)
@@ -603,6 +664,8 @@ class Engine:
                     self._train_mode()
                 elif self.epoch_of(self.step) != self.epoch_of(self.step - 1):
                     self.save()
+                    if self.epoch_of(self.step) % PICTURE_EPOCHS == 0:
+                        self._draw_lesson()
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked to stop."""
@@ -629,20 +692,21 @@ class Engine:
             raise DataError(batch.message)
         loaded = time.perf_counter()
         rate = self.recipe.schedule.learning_rate(self.step)
-        losses = self.train_on(batch, rate)
+        losses, diagnostics = self.train_on(batch, rate)
         self.step += 1
         reports.step(
             StepReport(
                 step=self.step,
                 epoch=self.step * self.recipe.data.batch_size / len(self.images),
                 losses=losses,
+                diagnostics=diagnostics,
                 learning_rate=rate,
                 data_seconds=loaded - begin,
                 step_seconds=time.perf_counter() - loaded,
             )
         )
 
-    def train_on(self, batch: Batch, rate: float) -> dict[str, float]:
+    def train_on(self, batch: Batch, rate: float) -> tuple[dict[str, float], dict[str, float]]:
         """Make one optimizer step.
 
         Args:
@@ -650,7 +714,7 @@ class Engine:
             rate: Learning rate.
 
         Returns:
-            The loss of each term, averaged over the processes.
+            The loss of each term and the diagnostics of the step, averaged over the processes.
 
         Raises:
             NonFiniteLossError: before the weights are touched; the batch is saved.
@@ -658,11 +722,19 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         moved = batch.to(self.fabric.device, non_blocking=True)
-        losses = self.module(StepInput(moved, self.step))
-        stacked = torch.stack([value.detach().float() for value in losses.values()])
+        with self.fabric.autocast():
+            lesson = self.supervision.prepare(moved, self.student, self.step)
+        self._lesson = lesson
+        losses, diagnostics = self.module(StepInput(lesson, self.step))
+        diagnostics |= lesson.diagnostics
+        stacked = torch.stack(
+            [value.detach().float() for value in (*losses.values(), *diagnostics.values())]
+        )
         if self.fabric.world_size > 1:
             stacked = cast(Tensor, self.fabric.all_reduce(stacked, reduce_op="mean"))
-        values = dict(zip(losses, stacked.tolist(), strict=True))
+        numbers = stacked.tolist()
+        values = dict(zip(losses, numbers, strict=False))
+        told = dict(zip(diagnostics, numbers[len(losses) :], strict=True))
         if not all(math.isfinite(value) for value in values.values()):
             self._refuse(batch, values, rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -675,7 +747,11 @@ class Engine:
                 error_if_nonfinite=False,
             )
         self.fabric_optimizer.step()
-        return values
+        self.supervision.after_step(self.student, self.step)
+        teacher = self.supervision.teacher
+        if teacher is not None and teacher.updates and (self.step + 1) % LOG_EVERY == 0:
+            told["ema_distance"] = teacher.distance(self.student)
+        return values, told
 
     def _refuse(self, batch: Batch, losses: Mapping[str, float], rate: float) -> None:
         """Save the batch that gave a non-finite loss and stop."""
@@ -747,13 +823,16 @@ class Engine:
     def save(self) -> None:
         """Write trainer.pt and last.pt; all processes call this together."""
         generators = _gather(self.fabric, capture_random(self.fabric.device))
+        own = _gather(self.fabric, self.supervision.own_state())
         if self.fabric.is_global_zero:
-            model = model_payload(self.student, metadata=self.model_metadata())
+            metadata = self.model_metadata()
             save_trainer_state(
                 self.settings.out / TRAINER_FILE,
                 TrainerState(
                     step=self.step,
-                    model=model,
+                    model=model_payload(self.student, metadata=metadata),
+                    supervision=self.supervision.shared_state(),
+                    own_supervision=own,
                     optimizer=self.optimizer.state_dict(),
                     criterion=self.criterion.state_dict(),
                     precision=dict(self.fabric.strategy.precision.state_dict()),
@@ -764,7 +843,8 @@ class Engine:
                     best=self.best,
                 ),
             )
-            write_atomically(self.settings.out / LAST_FILE, model)
+            network, weights = self.shipped
+            save_model(self.settings.out / LAST_FILE, network, weights=weights, metadata=metadata)
         self.fabric.barrier()
 
     def start_folder(self) -> None:
@@ -783,37 +863,67 @@ class Engine:
         return at_end or (every is not None and self.step % every == 0)
 
     def _validate(self, reports: Reports) -> None:
-        """Score the student, keep it if it is the best, and report."""
+        """Score the network that ships, keep it if it is the best, and report."""
         self.student.eval()
+        self._draw_lesson()
         if self.fabric.is_global_zero:
             self._score(reports)
         self.validated_step = self.step
         self.save()
 
+    def _draw_lesson(self) -> None:
+        """Draw what the last step was taught."""
+        if self._lesson is not None and self.fabric.is_global_zero:
+            draw_lesson(self._lesson, self.images.classes, self.settings.out / PSEUDO_FILE)
+
     def _score(self, reports: Reports) -> None:
         if self.validation_file is None:
             reports.note(f"not validated: there is no {self.settings.data / VALIDATION_JSON}")
             return
-        segmenter = Segmenter(TorchBackend(self.student, str(self.fabric.device)), conf=0.0)
+        network, weights = self.shipped
+        accuracy = self._accuracy(network)
+        by_masks = self.recipe.uses_masks
+        score = validation_score(accuracy, by_masks=by_masks)
+        beside: dict[str, Accuracy] = {}
+        if network is not self.student:
+            beside["student"] = self._accuracy(self.student)
+        improved = score >= self.best.score  # of equals, the one that trained longer
+        if improved:
+            self.best = Best(score, self.step)
+            save_model(
+                self.settings.out / BEST_FILE,
+                network,
+                weights=weights,
+                metadata=self.model_metadata(),
+            )
+        reports.validation(self.step, accuracy, score=score, improved=improved, beside=beside)
+        for name, other in beside.items():
+            ahead = validation_score(other, by_masks=by_masks)
+            if ahead > score:
+                reports.note(
+                    f"the average scores {100 * score:.1f}, its {name} {100 * ahead:.1f} (box AP x "
+                    "tightness): the average lags; a smaller teacher.momentum follows faster"
+                )
+        reports.pictures(self._segmenter(network), self.validation_file, self.settings.data)
+
+    def _segmenter(self, network: Student) -> Segmenter:
+        return Segmenter(TorchBackend(network, str(self.fabric.device)), conf=0.0)
+
+    def _accuracy(self, network: Student) -> Accuracy:
+        """Score one set of weights on val.json."""
+        assert self.validation_file is not None
 
         def heed_interrupts(_done: int, _total: int) -> None:
             if self.interrupts.asked:
                 raise RunInterruptedError(self.step)
 
-        accuracy = evaluate(
-            segmenter,
+        return evaluate(
+            self._segmenter(network),
             self.validation_file,
             self.settings.data,
             max_images=self.recipe.validation.max_images,
             progress=heed_interrupts,
         )
-        score = validation_score(accuracy, by_masks=self.recipe.uses_masks)
-        improved = score >= self.best.score  # of equals, the one that trained longer
-        if improved:
-            self.best = Best(score, self.step)
-            save_model(self.settings.out / BEST_FILE, self.student, metadata=self.model_metadata())
-        reports.validation(self.step, accuracy, score=score, improved=improved)
-        reports.pictures(segmenter, self.validation_file, self.settings.data)
 
 
 def validation_score(accuracy: Accuracy, *, by_masks: bool) -> float:

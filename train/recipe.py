@@ -323,7 +323,7 @@ class Recipe(_Section):
 
     @property
     def uses_depth(self) -> bool:
-        """Whether the recipe needs a depth map for every image."""
+        """Whether a term needs a depth map for every image."""
         return not {"depth", "depth_consistency"}.isdisjoint(self.terms)
 
 

@@ -1,11 +1,14 @@
-"""`boxseg bench-step`: the cost of a training step beside torchvision's FCOS, in one run."""
+"""`boxseg bench-step`: the cost of a training step beside torchvision's FCOS, in one run.
+
+Other recipes of ours can be timed in the same run: what a teacher costs is a ratio of two steps.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from boxseg.train.recipe import Recipe, read_recipe
 from boxseg.train.transforms import Batch, Geometry, collate
 
 PEER = "torchvision fcos_resnet50_fpn"
+OURS = "boxseg"
 
 
 @dataclass(frozen=True)
@@ -85,25 +89,37 @@ def peer_step(engine: Engine, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def compare_steps(engine: Engine, *, warmup: int, rounds: int) -> tuple[list[StepTimes], Batch]:
-    """Time our step and the peer's, taking turns.
+def _own_step(engine: Engine, batch: Batch) -> Callable[[], None]:
+    """Return one step of a recipe in the middle of its schedule: teacher and warm-ups are on."""
+    engine.step = engine.recipe.schedule.max_iters // 2
+    engine.module.train()
+    rate = engine.recipe.schedule.learning_rate(0)
+
+    def step() -> None:
+        engine.train_on(batch, rate)
+        engine.step += 1
+
+    return step
+
+
+def compare_steps(
+    engine: Engine, *, warmup: int, rounds: int, beside: Mapping[str, Engine] | None = None
+) -> tuple[list[StepTimes], Batch]:
+    """Time our step and the others, taking turns.
 
     Args:
         engine: A run that was built, not started.
         warmup: Rounds that are not counted.
         rounds: Rounds that are counted.
+        beside: Other runs by name, over the same data.
 
     Returns:
-        Ours and the peer's times, and the batch that both saw.
+        Ours, the peer's and the others' times, and the batch that all saw.
     """
     batch = largest_batch(engine)
-    engine.module.train()
-    rate = engine.recipe.schedule.learning_rate(0)
-
-    def ours() -> None:
-        engine.train_on(batch, rate)
-
-    steps = {"boxseg": ours, PEER: peer_step(engine, batch)}
+    steps = {OURS: _own_step(engine, batch), PEER: peer_step(engine, batch)}
+    for name, other in (beside or {}).items():
+        steps[name] = _own_step(other, largest_batch(other))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(warmup + rounds):
         for name, step in steps.items():
@@ -123,7 +139,7 @@ def _wait(device: torch.device) -> None:
 
 def report(times: list[StepTimes], batch: Batch, engine: Engine) -> dict[str, Any]:
     """Return what was measured, JSON types."""
-    ours, peer = times
+    ours, peer, *others = times
     count, _, height, width = batch.images.shape
     return {
         "images": count,
@@ -137,6 +153,7 @@ def report(times: list[StepTimes], batch: Batch, engine: Engine) -> dict[str, An
         "median_seconds": {entry.name: entry.median for entry in times},
         "seconds": {entry.name: entry.seconds for entry in times},
         "ratio": ours.median / peer.median,
+        "ratio_to_boxseg": {entry.name: entry.median / ours.median for entry in others},
     }
 
 
@@ -156,6 +173,18 @@ def _recipe(config: str, overrides: tuple[str, ...], precision: str | None) -> R
     metavar="DIR",
     help="Folder with train.json and val.json.",
 )
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="Time this recipe too, with the same settings and data; may be given several times.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Start all recipes from this model: a teacher that finds nothing costs less.",
+)
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option(
@@ -169,6 +198,8 @@ def _recipe(config: str, overrides: tuple[str, ...], precision: str | None) -> R
 def bench_step(
     config: str,
     data: Path,
+    beside: tuple[str, ...],
+    weights: Path | None,
     overrides: tuple[str, ...],
     device: str,
     precision: str | None,
@@ -178,11 +209,13 @@ def bench_step(
 ) -> None:
     """Time one training step beside torchvision's FCOS, taking turns.
 
-    Forward, losses, backward and SGD of one batch in memory; loading is not inside.
+    Teacher, forward, losses, backward and optimizer of one batch in memory, in the middle of the
+    schedule; loading is not inside.
     """
-    settings = RunSettings(data=data, out=Path("bench-step"), device=device)
+    settings = RunSettings(data=data, out=Path("bench-step"), device=device, weights=weights)
     engine = Engine(_recipe(config, overrides, precision), settings)
-    times, batch = compare_steps(engine, warmup=warmup, rounds=iters)
+    others = {name: Engine(_recipe(name, overrides, precision), settings) for name in beside}
+    times, batch = compare_steps(engine, warmup=warmup, rounds=iters, beside=others)
     found = report(times, batch, engine)
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -194,3 +227,5 @@ def bench_step(
     for entry in times:
         click.echo(f"{entry.name:<30} {entry.median:8.3f} s median, {min(entry.seconds):.3f} best")
     click.echo(f"{'ratio of the medians':<30} {found['ratio']:8.2f}")
+    for name, ratio in found["ratio_to_boxseg"].items():
+        click.echo(f"{name + ' / ' + config:<30} {ratio:8.2f}")

@@ -35,7 +35,7 @@ class TrainerState:
     step: int
     """Optimizer steps that are done; the position in the data order follows from it."""
     model: dict[str, Any]
-    """What last.pt holds."""
+    """Model file of the student: its raw weights, also where the average ships."""
     optimizer: dict[str, Any]
     criterion: dict[str, Any]
     """State of the terms: heads, banks, counters that only training has."""
@@ -46,6 +46,10 @@ class TrainerState:
     recipe: dict[str, Any]
     data: dict[str, Any]
     """Which data the run learns from; see `boxseg.train.engine.data_identity`."""
+    supervision: dict[str, Any] = field(default_factory=dict)
+    """The teacher: number of updates and weights; empty in recipes without one."""
+    own_supervision: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    """Memory bank and prototypes, one entry per process."""
     validated_step: int = 0
     """Step of the last finished validation, 0 before the first."""
     best: Best = field(default_factory=Best)
@@ -66,6 +70,8 @@ def save_trainer_state(path: Path, state: TrainerState) -> None:
             "random": state.random,
             "recipe": state.recipe,
             "data": state.data,
+            "supervision": state.supervision,
+            "own_supervision": state.own_supervision,
             "validated_step": state.validated_step,
             "best": {"score": state.best.score, "step": state.best.step},
         },
@@ -91,6 +97,8 @@ def load_trainer_state(path: Path) -> TrainerState:
             random=list(payload["random"]),
             recipe=dict(payload["recipe"]),
             data=dict(payload["data"]),
+            supervision=dict(payload["supervision"]),
+            own_supervision=list(payload["own_supervision"]),
             validated_step=int(payload["validated_step"]),
             best=Best(score=float(payload["best"]["score"]), step=int(payload["best"]["step"])),
         )
