@@ -112,6 +112,19 @@ def test_the_loss_does_not_depend_on_the_order_of_the_boxes(student: Student) ->
         torch.testing.assert_close(value, second[name])
 
 
+def test_the_order_of_the_terms_changes_no_gradient(student: Student) -> None:
+    gradients = []
+    for names in (list(ALL_TERMS), list(reversed(ALL_TERMS))):
+        student.zero_grad()
+        found = losses(student, {name: ALL_TERMS[name] for name in names}, batch_of(BOXES))
+        torch.stack(list(found.values())).sum().backward()
+        gradients.append([parameter.grad for parameter in student.parameters()])
+    for first, second in zip(*gradients, strict=True):
+        assert first is not None
+        assert second is not None
+        torch.testing.assert_close(first, second)
+
+
 def test_true_masks_are_asked_for_only_by_the_supervised_term(student: Student) -> None:
     batch = batch_of(BOXES)
     terms = {**BOX_TERMS, "mask_dice": {}}

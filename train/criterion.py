@@ -98,8 +98,9 @@ class StepContext:
     def positive_iou(self) -> tuple[Tensor, Tensor]:
         """IoU and generalised IoU of every positive with its object, each (N,)."""
         found = self.assignment
-        predicted = self.predictions.distances[found.image_index, found.location_index]
-        return distance_iou(predicted, found.distances)
+        with self._learning():
+            predicted = self.predictions.distances[found.image_index, found.location_index]
+            return distance_iou(predicted, found.distances)
 
     @cached_property
     def chosen(self) -> Tensor:
@@ -127,21 +128,27 @@ class StepContext:
         """Logits at stride 4, under the guidance of depth where there is a head, (K, h, w)."""
         if self.depth_head is not None:
             return self.guided_masks.logits
-        return upsample_to_stride_4(
-            self.student.masks_at(
-                self.predictions,
-                self.mask_image_index,
-                self.assignment.location_index[self.chosen],
+        with self._learning():
+            return upsample_to_stride_4(
+                self.student.masks_at(
+                    self.predictions,
+                    self.mask_image_index,
+                    self.assignment.location_index[self.chosen],
+                )
             )
-        )
+
+    def _learning(self) -> torch.autograd.grad_mode.set_grad_enabled:
+        """Keep the gradient of what is computed once and shared, whoever asks for it first."""
+        return torch.set_grad_enabled(self.predictions.mask_features.requires_grad)
 
     @cached_property
     def guided_masks(self) -> GuidedMasks:
         """What the depth head makes of the trained masks."""
         assert self.depth_head is not None, "a recipe with terms.depth has a depth head"
         places = self.mask_image_index, self.assignment.location_index[self.chosen]
-        logits, hidden = self.student.mask_layers_at(self.predictions, *places)
-        return cast(GuidedMasks, self.depth_head(self.predictions, *places, logits, hidden))
+        with self._learning():
+            logits, hidden = self.student.mask_layers_at(self.predictions, *places)
+            return cast(GuidedMasks, self.depth_head(self.predictions, *places, logits, hidden))
 
     @cached_property
     def masks_per_rank(self) -> Tensor:
@@ -318,7 +325,7 @@ class PairwiseTerm(_Options):
         """Return the sum over similar pairs in the boxes / their number, warmed up."""
         total, pairs = context.untouched, context.predictions.boxes.new_zeros(())
         if len(context.chosen):
-            with torch.no_grad(), torch.autocast(context.mask_logits.device.type, enabled=False):
+            with torch.no_grad(), torch.autocast(context.batch.images.device.type, enabled=False):
                 edges = self.edges(context)
             total, pairs = pairwise_loss(
                 context.mask_logits, context.box_masks, edges, context.mask_image_index
