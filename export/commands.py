@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +15,9 @@ import click
 from boxseg.errors import FileMismatchError
 
 if TYPE_CHECKING:
+    from boxseg.export.calibration import CalibrationSet
+    from boxseg.export.precision import Reduced
+    from boxseg.export.precision_audit import Audit
     from boxseg.export.to_onnx import TracedGraph
     from boxseg.export.verify import ParityReport, Samples
     from boxseg.inference import TorchBackend
@@ -26,7 +31,8 @@ DEFAULT_FORMS = {"onnx": "dense", "openvino": "dense"}
 """On a CPU the C library selects faster than an engine, and nothing has to be copied."""
 DYNAMIC_BATCH = (1, 1, 8)
 """Least, best and most images where `--dynamic batch` says no more."""
-ABSENT_PRECISIONS = ("fp16", "bf16", "int8")
+PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+ABSENT_PRECISIONS = ("int8",)
 
 
 class SizeCommand(click.Command):
@@ -226,12 +232,32 @@ def _samples(data: Path | None, count: int) -> Samples:
     return drawn_samples() if data is None else real_samples(data, count)
 
 
-def _target(source: Path, out: Path | None, kind: str, formats: int) -> Path:
+def _calibration(
+    precision: str, calib: Path | None, count: int, data: Path | None, samples: Samples
+) -> CalibrationSet:
+    """Take the images that ranges are measured on."""
+    from boxseg.export.calibration import CalibrationSet, calibration_set
+    from boxseg.export.verify import image_files
+
+    if calib is not None:
+        return calibration_set(image_files(calib, "train"), calib, count)
+    if data is not None and (data / "train.json").is_file():
+        return calibration_set(image_files(data, "train"), data / "train.json", count)
+    if precision == "int8":
+        raise click.UsageError(
+            "--precision int8 needs calibration images: name a folder or a COCO file with --calib, "
+            "or a data folder that has a train.json with --data"
+        )
+    return CalibrationSet((), samples.source, tuple(samples.frames.values()))
+
+
+def _target(source: Path, out: Path | None, kind: str, formats: int, precision: str) -> Path:
     """Return where a format goes: beside the model file, into a folder, or as named."""
     from boxseg.checkpoint import model_file
 
     file = model_file(source)
-    name = f"{file.stem}.onnx" if kind == "onnx" else f"{file.stem}_openvino_model"
+    stem = file.stem if precision == "fp32" else f"{file.stem}_{precision}"
+    name = f"{stem}.onnx" if kind == "onnx" else f"{stem}_openvino_model"
     if out is None:
         return file.parent / name
     if kind == "onnx" and out.suffix == ".onnx" and not out.is_dir():
@@ -265,31 +291,100 @@ def _write(traced: TracedGraph, kind: str, target: Path) -> tuple[Path, Path]:
     return temporary, write_openvino(traced, temporary, stem=name)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file that was written, and what is known about it."""
+
+    path: Path
+    parity: ParityReport | None
+    """Of the file itself; None if no engine here can run it."""
+    audit: Audit | None = None
+    imitation: ParityReport | None = None
+    """Of the same graph in fp32 with rounding, where no engine here executes the precision."""
+
+    def lines(self) -> list[str]:
+        """Return the report for people."""
+        parts = [self.audit, self.parity, self.imitation]
+        return [line for part in parts if part is not None for line in part.lines()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        found: dict[str, Any] = {"path": str(self.path), "bytes": _size_on_disk(self.path)}
+        for name in ("parity", "audit", "imitation"):
+            part = getattr(self, name)
+            if part is not None:
+                found[name] = part.as_dict()
+        return found
+
+
+def _imitate(network: Network, samples: Samples, reduced: Reduced) -> ParityReport:
+    """Run the gate on the graph that rounds like the asked precision."""
+    from boxseg.export.verify import hold
+    from boxseg.runtime.backends import open_backend
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "imitation.onnx"
+        path.write_bytes(reduced.imitation.SerializeToString())
+        name = f"the same graph in fp32, rounded to {reduced.precision} after every node,"
+        backend = open_backend(path)
+        return hold(name, str(network.file), backend, network.backend, samples, reduced.precision)
+
+
 def write_verified(
-    traced: TracedGraph, kind: str, target: Path, network: Network, samples: Samples
-) -> ParityReport:
-    """Write one format, run the gate, and give the file its name or quarantine it.
+    traced: TracedGraph,
+    kind: str,
+    target: Path,
+    network: Network,
+    samples: Samples,
+    reduced: Reduced | None = None,
+    imitate: Callable[[], ParityReport] | None = None,
+) -> Written:
+    """Write one format, audit it, run the gate, and give the file its name or quarantine it.
+
+    Args:
+        traced: The graph in fp32.
+        kind: The format.
+        target: The file's name once it is proven.
+        network: The reference.
+        samples: Frames of the gate.
+        reduced: The graph in reduced precision, which is written then.
+        imitate: Runs the gate on a graph that rounds like that precision; it is asked where the
+            engine does not execute it.
 
     Raises:
         ParityError: if the file does not answer like the network.
+        PrecisionError: if it does not store, or its engine not execute, what was asked.
     """
-    from boxseg.export.verify import hold, release, remove
+    from boxseg.export.precision_audit import audit
+    from boxseg.export.verify import hold, release, remove, shelve
     from boxseg.runtime.backends import open_backend
 
-    temporary, opened = _write(traced, kind, target)
+    precision = "fp32" if reduced is None else reduced.precision
+    temporary, opened = _write(traced if reduced is None else reduced.traced, kind, target)
     try:
+        found = audit(opened, precision, None if reduced is None else reduced.layers)
+        imitation = None
+        if imitate is not None and not found.executes:
+            imitation = imitate()
+        if not found.runs:
+            return Written(shelve(temporary, target, imitation), None, found, imitation)
         report = hold(
-            str(target), str(network.file), open_backend(opened), network.backend, samples
+            str(target),
+            str(network.file),
+            open_backend(opened),
+            network.backend,
+            samples,
+            precision,
         )
-        release(temporary, target, report)
+        release(temporary, target, report, imitation)
     finally:
         remove(temporary)
-    return report
+    return Written(target, report, found, imitation)
 
 
-def _echo_report(report: ParityReport) -> None:
-    """Print the gate's result."""
-    for line in report.lines():
+def _echo(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
         click.echo(line)
 
 
@@ -321,16 +416,18 @@ _JSON_OPTION = click.option(
 )
 
 
-def _no_precision(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
-    """Refuse an alias of a precision that this version does not have."""
-
-    def refuse(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-        if value:
-            raise click.UsageError(
-                f"--{name}: reduced precision is not available in this version; available: fp32"
-            )
-
-    return refuse
+def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
+    """Return the one precision that was asked for."""
+    asked = {"--precision": precision, "--half": "fp16" if half else None}
+    asked["--int8"] = "int8" if int8 else None
+    given = {option: value for option, value in asked.items() if value is not None}
+    if len(set(given.values())) > 1:
+        words = " and ".join(
+            f"{option} {value}" if option == "--precision" else option
+            for option, value in given.items()
+        )
+        raise click.UsageError(f"{words} contradict each other; give one")
+    return next(iter(given.values()), "fp32")
 
 
 @click.command(cls=SizeCommand)
@@ -349,16 +446,23 @@ def _no_precision(name: str) -> Callable[[click.Context, click.Parameter, bool],
 )
 @click.option(
     "--precision",
-    type=Choice("precision", {"fp32": "fp32"}, ABSENT_PRECISIONS),
-    default="fp32",
+    type=Choice("precision", PRECISIONS, ABSENT_PRECISIONS),
+    help=f"{', '.join(PRECISIONS)}.  [default: fp32]",
+)
+@click.option("--half", is_flag=True, help="Same as --precision fp16.")
+@click.option("--int8", is_flag=True, help="Same as --precision int8.")
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path),
+    help="Measure ranges on these images: a data folder with train.json, a COCO file or a folder. "
+    "Default: the train.json of --data.",
+)
+@click.option(
+    "--calib-images",
+    type=click.IntRange(16),
+    default=64,
     show_default=True,
-    help="Only fp32 in this version.",
-)
-@click.option(
-    "--half", is_flag=True, hidden=True, expose_value=False, callback=_no_precision("half")
-)
-@click.option(
-    "--int8", is_flag=True, hidden=True, expose_value=False, callback=_no_precision("int8")
+    help="How many of them, evenly spread.",
 )
 @click.option(
     "--form",
@@ -377,7 +481,7 @@ def _no_precision(name: str) -> Callable[[click.Context, click.Parameter, bool],
     metavar="MIN OPT MAX",
     help="Images per run. Default: 1 1 1, with --dynamic batch 1 1 8.",
 )
-@click.option("--opset", type=int, help="ONNX operator set, 17 to 23. Default: 18.")
+@click.option("--opset", type=int, help="ONNX operator set, 17 to 23. Default: 18, bf16: 22.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -391,7 +495,11 @@ def export(
     source: Path,
     formats: tuple[str, ...],
     imgsz: tuple[int, int] | None,
-    precision: str,
+    precision: str | None,
+    half: bool,
+    int8: bool,
+    calib: Path | None,
+    calib_images: int,
     form: str | None,
     dynamic: str | None,
     batch: tuple[int, int, int] | None,
@@ -406,11 +514,26 @@ def export(
 
     RUN_OR_FILE is a run folder (its best.pt), a model file or a trainer.pt. The file gets its
     name only after it answered like torch; otherwise it stays behind as NAME.failed, exit code 6.
+    What no engine on this machine can run stays behind as NAME.unverified, exit code 9.
+
+    In reduced precision the nodes that cannot bear it stay in fp32; they are found by measuring,
+    and --json lists each with its reason.
     """
     from boxseg.checkpoint import read_payload
+    from boxseg.errors import UnverifiedError
+    from boxseg.export.lowering import FLOAT_TYPES
+    from boxseg.export.precision import lower_network
     from boxseg.export.to_onnx import OPSET, OPSETS, trace
 
-    opset = OPSET if opset is None else opset
+    precision = _asked_precision(precision, half, int8)
+    if precision in ABSENT_PRECISIONS:
+        raise click.UsageError(
+            f"{precision} is not available in this version; available: {', '.join(PRECISIONS)}"
+        )
+    if precision == "fp32" and calib is not None:
+        raise click.UsageError("--calib is for reduced precision; give --precision too")
+    if opset is None:
+        opset = max(OPSET, FLOAT_TYPES[precision].oldest_opset) if precision == "bf16" else OPSET
     if opset not in OPSETS:
         raise click.BadParameter(
             f"must be in {OPSETS[0]}..{OPSETS[-1]}, got {opset}", param_hint="'--opset'"
@@ -418,7 +541,7 @@ def export(
     images_per_run = _batch(batch, dynamic)
     kinds = list(dict.fromkeys(formats))
     forms = {kind: form or DEFAULT_FORMS[kind] for kind in kinds}
-    targets = {kind: _target(source, out, kind, len(kinds)) for kind in kinds}
+    targets = {kind: _target(source, out, kind, len(kinds), precision) for kind in kinds}
     networks = {
         form: open_network(source, imgsz, _torch_device(device), form=form, batch=images_per_run)
         for form in dict.fromkeys(forms.values())
@@ -459,22 +582,39 @@ def export(
         "left_behind": [asdict(part) for part in rest],
         "files": [],
     }
+    reduced: dict[str, Reduced] = {}
+    if precision != "fp32":
+        calibration = _calibration(precision, calib, calib_images, data, samples)
+        for name, graph in graphs.items():
+            reduced[name] = lower_network(graph, precision, calibration)
+            _echo(reduced[name].lines())
+        content["reduced"] = {name: each.as_dict() for name, each in reduced.items()}
+    imitations = {
+        name: functools.cache(functools.partial(_imitate, networks[name], samples, each))
+        for name, each in reduced.items()
+    }
+    unverified = []
     for kind, target in targets.items():
         form = forms[kind]
-        report = write_verified(graphs[form], kind, target, networks[form], samples)
-        _echo_report(report)
-        size_bytes = _size_on_disk(target)
-        click.echo(f"wrote        {target} ({_size(size_bytes)}, {precision})")
-        content["files"].append(
-            {
-                "format": kind,
-                "form": form,
-                "path": str(target),
-                "bytes": size_bytes,
-                "parity": report.as_dict(),
-            }
+        written = write_verified(
+            graphs[form],
+            kind,
+            target,
+            networks[form],
+            samples,
+            reduced.get(form),
+            imitations.get(form),
         )
+        _echo(written.lines())
+        click.echo(
+            f"wrote        {written.path} ({_size(_size_on_disk(written.path))}, {precision})"
+        )
+        content["files"].append({"format": kind, "form": form} | written.as_dict())
+        if written.parity is None and written.audit is not None:
+            unverified.append(f"{written.path}: {written.audit.engine} cannot run it here")
     _write_json(json_path, content)
+    if unverified:
+        raise UnverifiedError("; ".join(unverified))
 
 
 @click.command()
@@ -518,8 +658,15 @@ def verify(
     )
     check_metadata(file, exported.metadata, network.metadata)
     samples = _samples(data, images)
-    report = hold(str(file), str(network.file), exported, network.backend, samples)
-    _echo_report(report)
+    report = hold(
+        str(file),
+        str(network.file),
+        exported,
+        network.backend,
+        samples,
+        exported.metadata.precision,
+    )
+    _echo(report.lines())
     _write_json(json_path, report.as_dict())
     if not report.passed:
         raise ParityError(f"{file}: {report.failure()}")

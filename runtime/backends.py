@@ -189,6 +189,22 @@ class OnnxRuntimeBackend:
         }
 
 
+def openvino_settings(precision: str) -> dict[str, Any]:
+    """Return how OpenVINO must compile a file so that it executes the types that are in it.
+
+    By default CPUs with bf16 units compute everything in bf16, fp32 and fp16 files too, and GPUs
+    everything in fp16. The execution mode keeps each node in its own type; where a device does not
+    have the type, it widens.
+
+    Args:
+        precision: What the metadata say.
+    """
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "EXECUTION_MODE_HINT": "ACCURACY"}
+    if precision == "fp32":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    return settings
+
+
 class OpenVinoBackend:
     """Runs an OpenVINO model, a folder or its .xml file."""
 
@@ -230,11 +246,7 @@ class OpenVinoBackend:
             raise _no_metadata(path)
         self.metadata = _read_metadata(str(model.get_rt_info([METADATA_KEY]).astype(str)), path)
         self._check(path, model)
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if self.metadata.precision == "fp32":
-            # by default CPUs with bf16 units and GPUs would compute in 16 bits
-            settings["INFERENCE_PRECISION_HINT"] = "f32"
-            settings["EXECUTION_MODE_HINT"] = "ACCURACY"
+        settings = openvino_settings(self.metadata.precision)
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from boxseg import cli
 from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_atomically
+from boxseg.export import verify
 from boxseg.export.commands import left_behind
 from boxseg.runtime import backends
 from boxseg.runtime.metadata import Batch
@@ -77,6 +78,82 @@ def test_both_formats_are_written_proven_and_verified_again(
         assert "drawn images" in capsys.readouterr().out
     metadata = backends.open_backend(run_folder / "best.onnx").metadata
     assert tuple(metadata.classes) == ("star", "ring")
+
+
+def test_half_precision_is_named_audited_and_proven_as_it_would_round(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(run_folder), "--half", "--format", "onnx", "--format", "ov"]
+    assert cli.run([*words, "--json", str(tmp_path / "report.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "10 InstanceNormalization: sums over many elements" in printed
+    report = json.loads((tmp_path / "report.json").read_text())
+    reduced = report["reduced"]["dense"]
+    assert report["precision"] == reduced["precision"] == "fp16"
+    assert {entry["rule"] for entry in reduced["kept"]} >= {"norm", "coordinates"}
+    assert all(entry["reason"] for entry in reduced["kept"])
+    assert reduced["calibration"]["source"].startswith("2 drawn images")
+    for file, name in zip(report["files"], ("onnx", "openvino"), strict=True):
+        assert file["format"] == name
+        assert file["parity"]["passed"]
+        assert file["audit"]["stored"]["fp16"] == reduced["layers"] > 0
+        if not file["audit"]["executed"].get("fp16"):
+            assert "rounded to fp16 after every node" in file["imitation"]["file"]
+            assert file["imitation"]["passed"]
+    for name in ("best_fp16.onnx", "best_fp16_openvino_model"):
+        backend = backends.open_backend(run_folder / name)
+        assert backend.metadata.precision == "fp16"
+        # verify takes the tolerances of the file's own precision
+        assert cli.run(["verify", str(run_folder / name), "--against", str(run_folder)]) == 0
+
+
+def test_bf16_runs_in_openvino_and_is_unverified_where_the_engine_has_none(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(run_folder), "--precision", "bf16", "--format", "onnx", "--format", "ov"]
+    assert cli.run(words) == 9
+    captured = capsys.readouterr()
+    assert "best_bf16.onnx.unverified: ONNX Runtime on the CPU cannot run it here" in captured.err
+    assert captured.err.count("\n") == 1
+    names = {path.name for path in run_folder.iterdir()}
+    assert names >= {"best_bf16.onnx.unverified", "best_bf16_openvino_model"}
+    assert "best_bf16.onnx" not in names
+
+
+def test_bf16_needs_a_late_operator_set(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["export", str(run_folder), "--precision", "bf16", "--opset", "18"]) == 7
+    captured = capsys.readouterr()
+    assert "bf16 needs --opset 22 or later, the graph has 18" in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_ranges_are_measured_on_the_images_that_are_named(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise = np.random.default_rng(0)
+    for index in range(16):
+        pixels = noise.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+    words = ["export", str(run_folder), "--half", "--calib", str(photos)]
+    assert cli.run(words) == 0
+    assert f"measured on 16 of 16 images of {photos}" in capsys.readouterr().out
+    (photos / "0.png").unlink()
+    assert cli.run(words) == 3
+    assert "holds 15 images; calibration needs at least 16" in capsys.readouterr().err
+
+
+def test_a_precision_that_answers_otherwise_is_quarantined(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = verify.Gate({name: verify.Tolerance(0.0, 1e-9) for name in verify.TOLERANCES})
+    monkeypatch.setitem(verify.GATES, "fp16", gate)
+    assert cli.run(["export", str(run_folder), "--half"]) == 6
+    assert "best_fp16.onnx.failed: first divergent tensor" in capsys.readouterr().err
+    assert {path.suffix for path in run_folder.iterdir()} == {".pt", ".failed"}
 
 
 def test_a_file_that_answers_otherwise_is_quarantined(
@@ -153,9 +230,11 @@ def test_verify_tells_other_weights_from_another_network(
         (["--format", "trt"], "trt is not available in this version; available: onnx, openvino"),
         (["--format", "engine"], "engine is not available in this version"),
         (["--format", "coreml"], "must be one of onnx, openvino, ov, got 'coreml'"),
-        (["--precision", "fp16"], "fp16 is not available in this version; available: fp32"),
-        (["--half"], "--half: reduced precision is not available in this version"),
-        (["--int8"], "--int8: reduced precision is not available in this version"),
+        (["--precision", "fp8"], "must be one of fp32, fp16, bf16, got 'fp8'"),
+        (["--half", "--precision", "bf16"], "--precision bf16 and --half contradict each other"),
+        (["--half", "--int8"], "--half and --int8 contradict each other; give one"),
+        (["--calib", "photos"], "--calib is for reduced precision; give --precision too"),
+        (["--half", "--calib-images", "15"], "--calib-images"),
         (["--imgsz", "100"], "must be multiples of 32 (height first), got 100 100"),
         (["--imgsz", "64", "100"], "must be multiples of 32 (height first), got 64 100"),
         (["--imgsz", "big"], "must be one number or height and width, got 'big'"),

@@ -1,0 +1,200 @@
+"""Calibration: which images, and what every tensor of a graph does on them.
+
+The images go through the letterbox of the runtime, with the same code as every deployed frame. The
+ranges are measured on the graph in fp32, inside the engine, so that no tensor is copied out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxseg.errors import BackendMissingError, DataError
+from boxseg.runtime.images import read_image
+from boxseg.runtime.preprocess import Fit, letterbox
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+FEWEST_IMAGES = 16
+"""Ranges of fewer images are those of a few scenes, not of a camera."""
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Images that ranges are measured on."""
+
+    files: tuple[Path, ...]
+    source: str
+    """One phrase for reports: whose images these are."""
+    frames: tuple[NDArray[np.uint8], ...] = ()
+    """RGB (H, W, 3) in place of files: drawn ones."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files) + len(self.frames)
+
+    def inputs(self, size: Fit) -> Iterator[NDArray[np.uint8]]:
+        """Yield each image as the deployed network gets it, (1, H, W, 3)."""
+        for file in self.files:
+            yield letterbox(read_image(file), size)[0][None]
+        for frame in self.frames:
+            yield letterbox(frame, size)[0][None]
+
+    def hashes(self) -> list[str]:
+        """Return the sha256 of every file, or of the pixels of a drawn frame."""
+        return [
+            *(hashlib.sha256(file.read_bytes()).hexdigest() for file in self.files),
+            *(hashlib.sha256(frame.tobytes()).hexdigest() for frame in self.frames),
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """Return what a file keeps about the images that it was made with, in JSON types."""
+        hashes = self.hashes()
+        return {
+            "images": len(self),
+            "source": self.source,
+            "sha256": hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest(),
+            "files": hashes,
+        }
+
+
+def calibration_set(files: list[Path], source: Path, count: int) -> CalibrationSet:
+    """Choose images evenly.
+
+    Args:
+        files: Those that there are.
+        source: What the user named.
+        count: How many to take, at least 16.
+
+    Raises:
+        DataError: if there are fewer than 16.
+    """
+    if len(files) < FEWEST_IMAGES:
+        raise DataError(
+            f"{source} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
+            f"calibration needs at least {FEWEST_IMAGES}"
+        )
+    count = min(count, len(files))
+    chosen = [files[index * len(files) // count] for index in range(count)]
+    return CalibrationSet(tuple(chosen), f"{count} of {len(files)} images of {source}")
+
+
+# ------------------------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """What a float tensor does on the calibration images."""
+
+    peak: float
+    """Largest magnitude; infinite where a value is not finite."""
+    rms: float
+    rounding: float
+    """RMS of what rounding to the asked type changes, as a share of the tensor's own RMS."""
+
+
+def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Open a graph in memory, on the CPU, without optimisation.
+
+    Raises:
+        BackendMissingError: if ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise BackendMissingError(
+            "reduced precision is measured in ONNX Runtime, which is not installed; "
+            "pip install 'boxseg[onnxruntime]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _watch(model: onnx.ModelProto, tensors: Iterable[str], low_type: int) -> onnx.ModelProto:
+    """Return a copy of a graph whose outputs are the statistics of its tensors.
+
+    Each gives three numbers: largest magnitude, sum of squares, and sum of squares of what rounding
+    changes.
+    """
+    from onnx import ModelProto, TensorProto, helper
+
+    watched = ModelProto()
+    watched.CopyFrom(model)
+    graph = watched.graph
+    del graph.output[:]
+    del graph.value_info[:]
+    for name in tensors:
+        low, back, gap, size = (f"{name}/{part}" for part in ("low", "back", "gap", "size"))
+        peak, energy, noise, all_three = (
+            f"{name}/{part}" for part in ("peak", "energy", "noise", "statistics")
+        )
+        graph.node.extend(
+            [
+                helper.make_node("Abs", [name], [size]),
+                helper.make_node("ReduceMax", [size], [peak], keepdims=0),
+                helper.make_node("ReduceSumSquare", [name], [energy], keepdims=0),
+                helper.make_node("Cast", [name], [low], to=low_type),
+                helper.make_node("Cast", [low], [back], to=TensorProto.FLOAT),
+                helper.make_node("Sub", [name, back], [gap]),
+                helper.make_node("ReduceSumSquare", [gap], [noise], keepdims=0),
+                helper.make_node("Reshape", [peak, "statistics/one"], [f"{peak}/1"]),
+                helper.make_node("Reshape", [energy, "statistics/one"], [f"{energy}/1"]),
+                helper.make_node("Reshape", [noise, "statistics/one"], [f"{noise}/1"]),
+                helper.make_node(
+                    "Concat", [f"{peak}/1", f"{energy}/1", f"{noise}/1"], [all_three], axis=0
+                ),
+            ]
+        )
+        graph.output.append(helper.make_tensor_value_info(all_three, TensorProto.FLOAT, [3]))
+    graph.initializer.append(helper.make_tensor("statistics/one", TensorProto.INT64, [1], [1]))
+    return watched
+
+
+def measure_ranges(
+    model: onnx.ModelProto,
+    tensors: Mapping[str, int],
+    inputs: Iterable[NDArray[np.uint8]],
+    low_type: int,
+) -> dict[str, TensorRange]:
+    """Run a graph in fp32 and return what its tensors do.
+
+    Args:
+        model: In fp32, with one image as its only input.
+        tensors: Name and number of elements of the float tensors to watch.
+        inputs: RGB bytes (1, H, W, 3), at least one.
+        low_type: ONNX's number of the type whose rounding is judged.
+    """
+    if not tensors:
+        return {}
+    session = open_session(_watch(model, tensors, low_type))
+    graph_input = session.get_inputs()[0]
+    images = graph_input.shape[0] if isinstance(graph_input.shape[0], int) else 1
+    name = graph_input.name
+    total = np.zeros((len(tensors), 3))
+    count = 0
+    for image in inputs:
+        outputs = session.run(None, {name: image.repeat(images, axis=0)})
+        found = np.array([np.asarray(output) for output in outputs], np.float64)  # (tensors, 3)
+        found[~np.isfinite(found[:, :2]).all(axis=1)] = np.inf
+        total[:, 0] = np.maximum(total[:, 0], found[:, 0])
+        total[:, 1:] += found[:, 1:]
+        count += 1
+    ranges = {}
+    for (tensor, size), (peak, energy, noise) in zip(tensors.items(), total, strict=True):
+        share = np.sqrt(noise / energy) if 0 < energy < np.inf else float(noise > 0)
+        ranges[tensor] = TensorRange(
+            float(peak), float(np.sqrt(energy / max(1, size * count))), float(share)
+        )
+    return ranges
