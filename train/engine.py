@@ -96,6 +96,10 @@ class LoaderError(BoxSegError):
     """A loader process died."""
 
 
+class LostProcessError(BoxSegError):
+    """Another process of the run ended or cannot be reached any more."""
+
+
 class NonFiniteLossError(BoxSegError):
     """A loss became infinite or no number; the batch was saved."""
 
@@ -349,6 +353,16 @@ def seed_everything(seed: int) -> None:
     """Seed the generators of Python and torch."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error says that another process cannot be reached."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    text = str(error)
+    return "gloo/" in text and any(
+        sign in text for sign in ("onnection", "Timed out", "Broken pipe", "peer")
+    )
 
 
 def _gather(fabric: Fabric, value: dict[str, Any]) -> list[dict[str, Any]]:
@@ -629,6 +643,7 @@ class Engine:
             RunInterruptedError: after Ctrl-C or SIGTERM, when the run is saved.
             NonFiniteLossError: if a loss stops being a number.
             LoaderError: if a loader process dies.
+            LostProcessError: if another process of the run dies.
         """
         with self.interrupts, reports:
             if self.step and self._validation_due() and self.validated_step != self.step:
@@ -637,10 +652,12 @@ class Engine:
             try:
                 self._train(reports)
             except RuntimeError as error:
-                # torch raises this, without a class of its own, wherever the run just is
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                raise self._dead_loader(error) from error
+                # torch raises these, without a class of their own, wherever the run just is
+                if str(error).startswith("DataLoader worker"):
+                    raise self._dead_loader(error) from error
+                if self.fabric.world_size > 1 and _is_lost_connection(error):
+                    raise self._lost_process() from error
+                raise
             reports.finish()
 
     def _dead_loader(self, error: Exception) -> LoaderError:
@@ -648,6 +665,14 @@ class Engine:
         return LoaderError(
             f"a loader process died after step {self.step} ({reason}); memory is the usual "
             "reason: try --workers 0; --resume continues from the last save"
+        )
+
+    def _lost_process(self) -> LostProcessError:
+        return LostProcessError(
+            f"another process of the run ended after step {self.step} (this is process "
+            f"{self.fabric.global_rank} of {self.fabric.world_size}, it has lost the connection); "
+            "the reason is in that process's own message, if it had time for one; "
+            "--resume continues from the last save"
         )
 
     def _train(self, reports: Reports) -> None:
