@@ -8,14 +8,16 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from boxseg.configs import find_recipe
-from boxseg.train.engine import Engine, RunSettings
+from boxseg.train.engine import Engine, RunSettings, StepInput
 from boxseg.train.recipe import read_recipe
 from boxseg.train.reports import Reports
 from boxseg.train.scenes import write_scenes
 from boxseg.train.trainer_state import load_trainer_state
+from boxseg.train.transforms import collate
 
 TINY = (
     "model.backbone=resnet18",
@@ -73,3 +75,60 @@ def test_two_steps_of_every_method(name: str, scenes: Path, tmp_path: Path) -> N
     assert state.step == 2
     assert bool(state.supervision) == (recipe.teacher is not None)
     Engine(recipe, RunSettings(data=scenes, out=out, device="cpu", resume=True))
+
+
+def test_gradients_of_the_whole_recipe_reach_what_they_should(scenes: Path, tmp_path: Path) -> None:
+    settings = (
+        *TINY,
+        "teacher.start=0",
+        "schedule.max_iters=500",
+        "pseudo_masks.quality_aware.score_threshold=0",
+    )
+    recipe = read_recipe(find_recipe("boxseg_depth_mobilenetv2"), settings)
+    engine = Engine(recipe, RunSettings(data=scenes, out=tmp_path / "run", device="cpu"))
+    engine.step = 400  # every warm-up has begun
+    batch = collate([engine.images[index] for index in range(2)])
+    lesson = engine.supervision.prepare(batch, engine.student, engine.step)
+    losses, _ = engine.module(StepInput(lesson, engine.step))
+    depth_head = engine.criterion.depth_head
+    assert depth_head is not None
+    parts = {
+        "classes": engine.student.head.class_logits.weight,
+        "boxes": engine.student.head.box_distances.weight,
+        "controller": engine.student.head.controller.weight,
+        "features": engine.student.mask_branch.project.weight,
+        "depth": depth_head.controller.weight,
+        "backbone": next(iter(engine.student.backbone.parameters())),
+    }
+    reached = {
+        name: {
+            part
+            for part, gradient in zip(
+                parts,
+                torch.autograd.grad(
+                    loss, list(parts.values()), retain_graph=True, allow_unused=True
+                ),
+                strict=True,
+            )
+            if gradient is not None and gradient.abs().max() > 0
+        }
+        for name, loss in losses.items()
+    }
+    masks = {"controller", "features", "depth", "backbone"}
+    assert reached == {
+        "varifocal": {"classes", "backbone"},
+        "giou": {"boxes", "backbone"},
+        "centerness": {"backbone"},
+        "projection": masks,
+        "pairwise": masks,
+        "depth": masks,
+        "depth_consistency": masks,
+        "pseudo_mask": masks,
+        "pseudo_affinity": masks,
+    }
+    engine.train_on(batch, 1e-3)
+    learning = [*engine.student.parameters(), *depth_head.parameters()]
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in learning)
+    teacher = engine.supervision.teacher
+    assert teacher is not None
+    assert all(value.grad is None for value in teacher.network.parameters())
