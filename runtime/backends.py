@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.errors import BackendMissingError, FileMismatchError
+from boxseg.runtime.external_data import refuse_escaping_files
 from boxseg.runtime.metadata import METADATA_KEY, Metadata
 from boxseg.runtime.preprocess import Fit
 
@@ -172,6 +173,7 @@ class OnnxRuntimeBackend:
     ) -> onnxruntime.InferenceSession:
         import onnxruntime
 
+        refuse_escaping_files(path)
         try:
             return onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=[(provider, settings)]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.errors import BackendMissingError, DataError, FileMismatchError
+from boxseg.runtime.external_data import refuse_escaping_files
 from boxseg.runtime.images import is_file, read_image
 from boxseg.train.annotation_table import (
     is_box,
@@ -194,6 +195,7 @@ def _open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors reach the caller as exceptions
+    refuse_escaping_files(path)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # its exceptions have no common class of their own
