@@ -158,6 +158,22 @@ def test_a_row_that_is_done_is_not_repeated(
     assert len(more) == 4
 
 
+def test_after_a_failure_nothing_more_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def fail(run: Run, _threads: int, _say: object) -> float:
+        begun.append(run.folder.name)
+        raise AblationError("broken")
+
+    monkeypatch.setattr(ablation, "execute", fail)
+    with pytest.raises(AblationError, match="broken"):
+        run_plan(plan(tmp_path, seeds=(0, 1, 2)), print)
+    assert begun.count("base") <= 2  # the failed one, and one that a free worker may have taken
+    assert set(begun) == {"base"}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from matplotlib.figure import Figure
 
 from boxseg.configs import find_recipe
 from boxseg.errors import BoxSegError, DataError
+from boxseg.train.commands import INTERRUPTED
 from boxseg.train.recipe import read_recipe
 
 RESULTS_FILE = "ablation.json"
@@ -53,7 +55,12 @@ _DISTILL = (
     f"terms.pseudo_affinity={{warmup_steps: {_WARM}}}",
 )
 _QUALITY_AWARE = (*_TEACHER, *_DISTILL)
-_DEPTH = ("terms.depth={}", f"terms.depth_consistency={{warmup_steps: {_WARM}}}")
+_DEPTH = (
+    "terms.depth={}",
+    # the terms that it waits for are warm already
+    f"terms.depth_consistency={{start_steps: 0, warmup_steps: {_WARM}}}",
+)
+_PASTE = f"copy_paste={{peer: {{warmup_steps: {_WARM}}}}}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "pc",
         "+ peer-assisted copy-paste (PC) = BoxSeg",
-        (*_QUALITY_AWARE, "pseudo_masks={quality_aware: {}}", "copy_paste={peer: {}}"),
+        (*_QUALITY_AWARE, "pseudo_masks={quality_aware: {}}", _PASTE),
         "mqs",
     ),
     Row(
@@ -109,7 +116,7 @@ ROWS: tuple[Row, ...] = (
         (
             *_QUALITY_AWARE,
             "pseudo_masks={quality_aware: {}}",
-            "copy_paste={peer: {choice: random, place: random}}",
+            f"copy_paste={{peer: {{choice: random, place: random, warmup_steps: {_WARM}}}}}",
         ),
         "mqs",
     ),
@@ -119,7 +126,7 @@ ROWS: tuple[Row, ...] = (
         (
             *_QUALITY_AWARE,
             "pseudo_masks={quality_aware: {}}",
-            "copy_paste={peer: {place: random}}",
+            f"copy_paste={{peer: {{place: random, warmup_steps: {_WARM}}}}}",
         ),
         "pc_random",
     ),
@@ -147,7 +154,7 @@ ROWS: tuple[Row, ...] = (
             *_QUALITY_AWARE,
             *_DEPTH,
             "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
-            "copy_paste={peer: {}}",
+            _PASTE,
         ),
         "pc",
     ),
@@ -155,9 +162,10 @@ ROWS: tuple[Row, ...] = (
         "sim",
         "SIM",
         (
-            *_TEACHER,
-            "pseudo_masks={semantic: {}}",
-            "copy_paste={semantic: {}}",
+            "teacher={start: 0}",
+            "model.final_score=sqrt_score0_mask",
+            "pseudo_masks={semantic: {momentum: 0.99}}",
+            "copy_paste={semantic: {length: 50}}",
             f"terms.semantic_mask={{warmup_steps: {_WARM}}}",
             f"terms.pasted_mask={{warmup_steps: {_WARM}}}",
         ),
@@ -169,7 +177,7 @@ ROWS: tuple[Row, ...] = (
             *_QUALITY_AWARE,
             *_DEPTH,
             "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
-            "copy_paste={peer: {}}",
+            _PASTE,
             "data.box_jitter=0.05",
         ),
         "depth_boxseg",
@@ -181,7 +189,7 @@ ROWS: tuple[Row, ...] = (
             *_QUALITY_AWARE,
             *_DEPTH,
             "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
-            "copy_paste={peer: {}}",
+            _PASTE,
             "data.box_jitter=0.1",
         ),
         "depth_boxseg",
@@ -316,6 +324,8 @@ def execute(run: Run, threads: int, say: Callable[[str], None]) -> float:
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             check=False,
         ).returncode
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise AblationError(f"{run.folder} ended with exit code {code}: {lines[-1]}; see {log}")
@@ -374,16 +384,23 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
             os.replace(temporary, path)
 
     cases = [(data, seed) for data in plan.data for seed in plan.seeds]
-    with ThreadPoolExecutor(plan.jobs) as pool:
-        for done in [pool.submit(one_base, *case) for case in cases]:
-            done.result()
-        # seed by seed, so that a stopped ablation has whole tables of the first ones
-        ordered = [
-            (data, seed, row) for seed in plan.seeds for data in plan.data for row in plan.rows
-        ]
-        for done in [pool.submit(one_row, *item) for item in ordered]:
-            done.result()
+    # seed by seed, so that a stopped ablation has whole tables of the first ones
+    ordered = [(data, seed, row) for seed in plan.seeds for data in plan.data for row in plan.rows]
+    _side_by_side(plan.jobs, [partial(one_base, *case) for case in cases])
+    _side_by_side(plan.jobs, [partial(one_row, *item) for item in ordered])
     return _ordered(plan, known)
+
+
+def _side_by_side(jobs: int, work: Sequence[Callable[[], None]]) -> None:
+    """Do all work, some at a time; after a failure or Ctrl-C begin nothing more."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(item) for item in work]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _device(plan: Plan) -> str:
