@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -22,6 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.errors import DataError, FileMismatchError, ParityError
+from boxseg.runtime.agreement import (
+    IOU_LIMIT,
+    SCORE_TOLERANCE,
+    UNMATCHED_SHARE,
+    DetectionDifference,
+    Tolerance,
+    match_detections,
+    merge,
+    score_cut,
+)
 from boxseg.runtime.images import IMAGE_SUFFIXES, list_sources, read_image
 from boxseg.runtime.metadata import Batch, Metadata
 from boxseg.runtime.preprocess import Fit, letterbox
@@ -47,29 +57,6 @@ class Runner(Protocol):
 
     def run(self, image: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
         """Return the outputs by name for RGB bytes (B, H, W, 3)."""
-        ...
-
-
-class Answer(Protocol):
-    """What the gate reads of detections."""
-
-    @property
-    def xyxy(self) -> NDArray[np.float32]:
-        """x1, y1, x2, y2 in pixels of the frame, (N, 4)."""
-        ...
-
-    @property
-    def scores(self) -> NDArray[np.float32]:
-        """Final scores, (N,)."""
-        ...
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """Index of each class, (N,)."""
-        ...
-
-    def dense(self) -> NDArray[np.bool_]:
-        """Return the masks, (N, H, W)."""
         ...
 
 
@@ -147,17 +134,6 @@ def prove_strip(graph: onnx.GraphProto, state: Mapping[str, NDArray[Any]]) -> St
 
 
 # -------------------------------------------------------------------------------- raw tensors
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Largest allowed difference of a tensor: the greater of the two."""
-
-    absolute: float
-    relative: float
-    """Share of the tensor's largest magnitude."""
-    rms: float = math.inf
-    """Besides: RMS of the difference as a share of the tensor's RMS."""
 
 
 TOLERANCES = {
@@ -339,15 +315,6 @@ def compare_tensors(
 
 # --------------------------------------------------------------------------------- detections
 
-SCORE_TOLERANCE = 1e-3
-IOU_LIMIT = 0.99
-"""Smallest IoU of a box and of a mask with its partner."""
-MASK_PIXELS = 4
-"""A mask that differs in no more pixels than this passes too: one edge pixel of a mask of 20
-pixels is already an IoU of 0.95."""
-UNMATCHED_SHARE = 0.02
-"""Share of detections that may have no partner, because a tie went the other way."""
-
 
 @dataclass(frozen=True)
 class Gate:
@@ -378,126 +345,6 @@ GATES = {
 }
 """By precision. A rounding error of fp16 is at most 0.05 % of a number, of bf16 0.4 %; networks of
 fifty layers were seen to differ by 0.3 % and 3 % of the largest number."""
-
-
-@dataclass(frozen=True)
-class DetectionDifference:
-    """How the detections of a file match those of torch, over all images."""
-
-    expected: int
-    """Detections of torch that are clear of the score cut."""
-    matched: int
-    score: float = 0.0
-    """Largest difference of the scores of partners."""
-    box_iou: float = 1.0
-    """Smallest IoU of partners."""
-    mask_iou: float = 1.0
-    """Smallest mask IoU of partners that differ in more than 4 pixels."""
-    missing: tuple[str, ...] = ()
-    """Detections without a partner of the same class, box, mask and score."""
-    unmatched: float = UNMATCHED_SHARE
-    """Share that may have no partner."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether all but the allowed share have a partner."""
-        return self.expected - self.matched <= int(self.unmatched * self.expected)
-
-    def line(self) -> str:
-        """Return one line of a report."""
-        verdict = "ok" if self.passed else "FAILED"
-        return (
-            f"detections      {self.matched} of {self.expected} matched, "
-            f"score diff <= {self.score:.1e}, box IoU >= {self.box_iou:.4f}, "
-            f"mask IoU >= {self.mask_iou:.4f}  {verdict}"
-        )
-
-
-def box_iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the IoU of all pairs of x1, y1, x2, y2 boxes, (N, 4) and (M, 4) -> (N, M)."""
-    a, b = first.astype(np.float64)[:, None], second.astype(np.float64)[None]
-    size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    inter = np.clip(size, 0, None).prod(axis=-1)  # (N, M)
-    areas = [np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1) for boxes in (a, b)]
-    union = areas[0] + areas[1] - inter
-    iou: NDArray[np.float64] = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    return iou
-
-
-def _mask_match(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Return the IoU of two masks (H, W), or 1 if they differ in a few pixels only."""
-    if int((first ^ second).sum()) <= MASK_PIXELS:
-        return 1.0
-    return float((first & second).sum() / (first | second).sum())
-
-
-def match_detections(
-    image: str,
-    expected: Answer,
-    found: Answer,
-    *,
-    cut: float,
-    full: bool,
-    gate: Gate = GATES["fp32"],
-) -> DetectionDifference:
-    """Find a partner for every detection of torch.
-
-    Args:
-        image: Name, for messages.
-        expected: Of the network in torch.
-        found: Of the file.
-        cut: Smallest score that either could report; detections that are as near to it as scores
-            may differ are left out, as rounding decides whether they are there.
-        full: The number of detections is the largest allowed, so the least score is a cut too.
-        gate: What partners may differ in.
-    """
-    limit = cut + gate.score
-    if full and len(expected.scores):
-        limit = max(limit, float(expected.scores.min()) + gate.score)
-    wanted = np.flatnonzero(expected.scores > limit)
-    overlap = box_iou(expected.xyxy, found.xyxy)  # (N, M)
-    overlap[expected.labels[:, None] != found.labels[None]] = 0.0
-    masks, other = expected.dense(), found.dense()
-    free = np.ones(len(found.scores), dtype=bool)
-    matched, score, worst_box, worst_mask = 0, 0.0, 1.0, 1.0
-    missing = []
-    for index in wanted[np.argsort(-expected.scores[wanted], kind="stable")]:
-        gaps = np.abs(found.scores - expected.scores[index])
-        candidates = np.flatnonzero(free & (overlap[index] >= gate.iou) & (gaps <= gate.score))
-        partner, mask = -1, 0.0
-        for candidate in candidates[np.argsort(-overlap[index, candidates], kind="stable")]:
-            mask = _mask_match(masks[index], other[candidate])
-            if mask >= gate.iou:
-                partner = int(candidate)
-                break
-        if partner < 0:
-            box = ", ".join(f"{side:.1f}" for side in expected.xyxy[index])
-            missing.append(
-                f"{image}: class {int(expected.labels[index])} "
-                f"{expected.scores[index]:.3f} at [{box}]"
-            )
-            continue
-        free[partner] = False
-        matched += 1
-        score = max(score, float(gaps[partner]))
-        worst_box = min(worst_box, float(overlap[index, partner]))
-        worst_mask = min(worst_mask, mask)
-    return DetectionDifference(
-        len(wanted), matched, score, worst_box, worst_mask, tuple(missing), gate.unmatched
-    )
-
-
-def _merge(parts: Sequence[DetectionDifference]) -> DetectionDifference:
-    """Join the differences of several images."""
-    return DetectionDifference(
-        expected=sum(part.expected for part in parts),
-        matched=sum(part.matched for part in parts),
-        score=max((part.score for part in parts), default=0.0),
-        box_iou=min((part.box_iou for part in parts), default=1.0),
-        mask_iou=min((part.mask_iou for part in parts), default=1.0),
-        missing=tuple(line for part in parts for line in part.missing),
-        unmatched=max((part.unmatched for part in parts), default=UNMATCHED_SHARE),
-    )
 
 
 # --------------------------------------------------------------------------------- the gate
@@ -685,15 +532,13 @@ def hold(
     tensors = compare_tensors(reference, exported, stacks, gate.tensors)
     expected, found = Segmenter(reference, conf=0.0), Segmenter(exported, conf=0.0)
     limit = int(reference.metadata["nms"]["max_det"])
-    cut = float(reference.metadata["scores"]["candidate_score"])
-    if reference.metadata["scores"]["final"] != "score0":
-        cut = 0.0  # the cut is on another score than the reported one
+    cut = score_cut(expected.metadata)
     parts = []
     for name, frame in samples.frames.items():
         truth, answer = expected(frame), found(frame)
         full = len(truth.scores) >= limit
-        parts.append(match_detections(name, truth, answer, cut=cut, full=full, gate=gate))
-    merged = _merge(parts)
+        parts.append(match_detections(name, truth, answer, cut=cut, full=full, limits=gate))
+    merged = merge(parts)
     notes = []
     if merged.expected == 0:
         notes.append("no detection on these images: only the raw tensors were compared")

@@ -5,6 +5,7 @@ stream.py        the same for a camera: submit a frame, take an answer
 detections.py    instances of a frame: boxes, scores, masks in any form
 preprocess.py    letterbox and resize
 backends.py      ONNX Runtime and OpenVINO behind one small protocol
+agreement.py     when two answers to one image count as equal
 postprocess.py   candidates, suppression, masks: the calls into C
 metadata.py      what a deployed file says about itself
 accuracy.py      COCO AP of anything that answers frames with detections

@@ -17,6 +17,7 @@ from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_a
 from boxseg.export import verify
 from boxseg.export.commands import left_behind
 from boxseg.runtime import backends
+from boxseg.runtime.agreement import Tolerance
 from boxseg.runtime.metadata import Batch
 from boxseg.runtime.preprocess import Fit
 from boxseg.student import Student
@@ -149,7 +150,7 @@ def test_ranges_are_measured_on_the_images_that_are_named(
 def test_a_precision_that_answers_otherwise_is_quarantined(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gate = verify.Gate({name: verify.Tolerance(0.0, 1e-9) for name in verify.TOLERANCES})
+    gate = verify.Gate({name: Tolerance(0.0, 1e-9) for name in verify.TOLERANCES})
     monkeypatch.setitem(verify.GATES, "fp16", gate)
     assert cli.run(["export", str(run_folder), "--half"]) == 6
     assert "best_fp16.onnx.failed: first divergent tensor" in capsys.readouterr().err

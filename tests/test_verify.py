@@ -13,15 +13,13 @@ from PIL import Image
 
 from boxseg.errors import DataError, ParityError
 from boxseg.export.verify import (
-    DetectionDifference,
     ParityReport,
-    box_iou,
     compare_tensors,
     drawn_samples,
-    match_detections,
     real_samples,
     release,
 )
+from boxseg.runtime.agreement import DetectionDifference, box_iou, match_detections
 
 SHAPES = {
     "class_logits": (1, 5, 2),
