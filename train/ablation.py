@@ -82,6 +82,8 @@ ROWS: tuple[Row, ...] = (
         ("terms.projection=null", "terms.pairwise=null", "terms.mask_dice={}"),
     ),
     Row(FIRST, "BoxInst", ()),
+    # what the rows with a teacher owe to the student's view alone
+    Row("view", "BoxInst, photometric view", ("view={}",)),
     Row(
         "boxteacher",
         "BoxTeacher",
