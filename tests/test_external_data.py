@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from boxseg.errors import FileMismatchError
 from boxseg.runtime.backends import open_backend
 from boxseg.runtime.external_data import external_files, refuse_escaping_files
 
-onnx = pytest.importorskip("onnx", reason="the files are built with onnx")
+if TYPE_CHECKING:
+    import onnx
+else:
+    onnx = pytest.importorskip("onnx", reason="the files are built with onnx")
 helper = onnx.helper
 
 
