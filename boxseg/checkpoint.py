@@ -59,8 +59,19 @@ def save_model(
     write_atomically(path, model_payload(student, weights=weights, metadata=metadata))
 
 
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the system's error behind one of torch's writer, which speaks of positions instead."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def write_atomically(path: Path, payload: Mapping[str, Any]) -> None:
-    """Write a torch file so that `path` is the old file or the new one, never a part."""
+    """Write a torch file so that `path` is the old file or the new one, never a part.
+
+    Raises:
+        OSError: with the system's reason and `path`, if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -70,9 +81,19 @@ def write_atomically(path: Path, payload: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        reason = _system_error(error)
+        if reason is not None:
+            raise OSError(reason.errno, reason.strerror, str(path)) from error
         raise
+
+
+def remove_torn_files(folder: Path) -> None:
+    """Delete what killed processes left of files that they were writing."""
+    for name in (*RUN_FILES, TRAINER_FILE):
+        for torn in folder.glob(f".{name}.*"):
+            torn.unlink(missing_ok=True)
 
 
 def read_payload(path: Path) -> dict[str, Any]:

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from boxseg.checkpoint import load_model, model_payload, save_model, write_atomically
+from boxseg.checkpoint import (
+    load_model,
+    model_payload,
+    remove_torn_files,
+    save_model,
+    write_atomically,
+)
 from boxseg.config import ModelConfig
 from boxseg.errors import FileMismatchError
 from boxseg.student import Student
@@ -137,3 +143,30 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
         save_model(file, student)
     assert file.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_full_disk_is_told_by_the_systems_own_words_and_the_old_file_stays(
+    tmp_path: Path,
+) -> None:
+    resource = pytest.importorskip("resource", reason="limits the size of files")
+    file = tmp_path / "last.pt"
+    write_atomically(file, {"a": torch.arange(4)})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 2_000, 300_000, 900_000):  # in the head, in a tensor, near the end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as caught:
+                write_atomically(file, {"a": [torch.zeros(25_000) for _ in range(10)]})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert caught.value.filename == str(file)
+        assert torch.load(file, weights_only=True)["a"].tolist() == [0, 1, 2, 3]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["trainer.pt", "best.pt", "notes.trainer.pt.txt", ".hidden"]
+    for name in [*kept, ".trainer.pt.a1b2c3", ".last.pt.x", ".best.pt._"]:
+        (tmp_path / name).touch()
+    remove_torn_files(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)

@@ -16,7 +16,9 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
+from boxseg import checkpoint
 from boxseg.cli import run
+from boxseg.train import trainer_state
 from boxseg.train.commands import choose_folder
 
 RECIPE = """
@@ -270,3 +272,39 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place: Path, number: signal.Signals)
     assert "continue with: boxseg train --config tiny.yaml --data reds --out stopped" in line
     assert line.endswith("--device cpu --resume")
     assert "Traceback" not in error
+
+
+def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_when_there_is_room(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource", reason="limits the size of files")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    longer = ("--out", "full", "-o", "schedule.max_iters=6")
+    assert boxseg_train("--out", "whole", "-o", "schedule.max_iters=6") == 0
+    size = (place / "whole" / "trainer.pt").stat().st_size
+    written = checkpoint.write_atomically
+    saves = []
+
+    def write(path: Path, payload: dict[str, object]) -> None:
+        """Let the disk be full from the second trainer.pt on."""
+        saves.append(path.name)
+        if saves.count("trainer.pt") == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limit[1]))
+        written(path, payload)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_state, "write_atomically", write)
+        try:
+            assert boxseg_train(*longer) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    error = capsys.readouterr().err
+    assert "full/trainer.pt: File too large" in error
+    # two images per step: the first epoch of three images ends in step 2, the second in step 3
+    assert "after step 3: " in error
+    assert "the run as it was after step 2 is whole" in error
+    assert error.count("\n") == 1
+    assert boxseg_train(*longer, "--resume") == 0
+    one = torch.load(place / "whole" / "last.pt", weights_only=True)["state_dict"]
+    other = torch.load(place / "full" / "last.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -30,6 +30,7 @@ from boxseg.checkpoint import (
     TRAINER_FILE,
     load_model,
     model_payload,
+    remove_torn_files,
     save_model,
     write_atomically,
 )
@@ -98,6 +99,10 @@ class LoaderError(BoxSegError):
 
 class LostProcessError(BoxSegError):
     """Another process of the run ended or cannot be reached any more."""
+
+
+class NotWrittenError(BoxSegError):
+    """A file of the run could not be written; what was saved before is whole."""
 
 
 class NonFiniteLossError(BoxSegError):
@@ -429,6 +434,7 @@ class Engine:
         self._lesson: Lesson | None = None
         self.step = 0
         self.best = Best()
+        self.saved_step: int | None = None
         self.validated_step = 0
         self.identity = data_identity(self.images)
         seed_everything(recipe.seed + self.fabric.global_rank)
@@ -604,6 +610,7 @@ class Engine:
             raise FileMismatchError(f"{path} does not fit this run: {reason}") from error
         self.step = state.step
         self.best = state.best
+        self.saved_step = state.step
         self.validated_step = state.validated_step
 
     def _loader(self) -> DataLoader[Sample | Unreadable]:
@@ -644,13 +651,16 @@ class Engine:
             NonFiniteLossError: if a loss stops being a number.
             LoaderError: if a loader process dies.
             LostProcessError: if another process of the run dies.
+            NotWrittenError: if a file of the run cannot be written, as on a full disk.
         """
         with self.interrupts, reports:
-            if self.step and self._validation_due() and self.validated_step != self.step:
-                self._validate(reports)
-            self._train_mode()
             try:
+                if self.step and self._validation_due() and self.validated_step != self.step:
+                    self._validate(reports)
+                self._train_mode()
                 self._train(reports)
+            except OSError as error:
+                raise self._cannot_write(error) from error
             except RuntimeError as error:
                 # torch raises these, without a class of their own, wherever the run just is
                 if str(error).startswith("DataLoader worker"):
@@ -659,6 +669,16 @@ class Engine:
                     raise self._lost_process() from error
                 raise
             reports.finish()
+
+    def _cannot_write(self, error: OSError) -> NotWrittenError:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        kept = (
+            "nothing of this run is saved yet"
+            if self.saved_step is None
+            else f"the run as it was after step {self.saved_step} is whole; "
+            "free some space, and --resume continues from there"
+        )
+        return NotWrittenError(f"stopped after step {self.step}: {what}; {kept}")
 
     def _dead_loader(self, error: Exception) -> LoaderError:
         reason = str(error) or type(error).__name__
@@ -868,6 +888,7 @@ class Engine:
                     best=self.best,
                 ),
             )
+            self.saved_step = self.step
             network, weights = self.shipped
             save_model(self.settings.out / LAST_FILE, network, weights=weights, metadata=metadata)
         self.fabric.barrier()
@@ -876,6 +897,7 @@ class Engine:
         """Make the run folder with its config.yaml."""
         if self.fabric.is_global_zero:
             self.settings.out.mkdir(parents=True, exist_ok=True)
+            remove_torn_files(self.settings.out)
             path = self.settings.out / CONFIG_FILE
             temporary = path.with_suffix(".tmp")
             temporary.write_text(recipe_yaml(self.recipe), encoding="utf-8")
