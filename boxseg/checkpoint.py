@@ -100,12 +100,13 @@ def read_payload(path: Path) -> dict[str, Any]:
     """Read a model file or trainer.pt without executing anything from it.
 
     Raises:
+        OSError: if the file is not there or may not be read.
         FileMismatchError: if the file is damaged, foreign or of another version.
     """
+    with path.open("rb"):  # what the system says about a path is not about a file's content
+        pass
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FileMismatchError(f"{path} does not exist") from error
     except pickle.UnpicklingError as error:
         raise FileMismatchError(
             f"{path} holds more than tensors and plain values, so it was not loaded; "
@@ -129,15 +130,18 @@ def model_file(path: Path) -> Path:
     """Return the file to read: `path` itself, or best.pt, else last.pt, of a run folder.
 
     Raises:
-        FileMismatchError: if there is none.
+        FileNotFoundError: if there is nothing at the path.
+        FileMismatchError: if the folder holds none.
     """
     if path.is_dir():
         for name in RUN_FILES:
             if (path / name).is_file():
                 return path / name
         raise FileMismatchError(f"{path} holds neither {' nor '.join(RUN_FILES)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
     if not path.is_file():
-        raise FileMismatchError(f"{path} does not exist")
+        raise FileMismatchError(f"{path} is neither a file nor a run folder")
     return path
 
 
@@ -150,8 +154,8 @@ def read_model_payload(path: Path, weights: str | None = None) -> dict[str, Any]
             other is in trainer.pt, which a run folder has too.
 
     Raises:
-        FileMismatchError: if there is no such file, it is not one of ours, or has not got those
-            weights.
+        FileNotFoundError: if there is nothing at the path.
+        FileMismatchError: if it is none of our files, or has not got those weights.
     """
     file = model_file(path)
     payload = _checked_model(file, read_payload(file), weights)
@@ -192,7 +196,8 @@ def load_model(path: Path, weights: str | None = None) -> Student:
         weights: See `read_model_payload`.
 
     Raises:
-        FileMismatchError: if there is no such file, or it is damaged, foreign or inconsistent.
+        FileNotFoundError: if there is nothing at the path.
+        FileMismatchError: if the file is damaged, foreign or inconsistent.
     """
     payload = read_model_payload(path, weights)
     try:

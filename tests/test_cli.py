@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -110,6 +111,36 @@ def test_failures_become_one_line_and_their_exit_code(
     assert line in printed
     assert "\n" not in printed
     assert "Traceback" not in printed
+
+
+MISSING_MODEL = [
+    ["eval", "gone.pt", "--data", "."],
+    ["predict", "gone.onnx", "a.png", "--no-pictures"],
+    ["bench", "gone_openvino_model"],
+    ["export", "gone"],
+    ["verify", "gone.onnx", "--against", "gone"],
+    ["train", "--config", "scenes_demo", "--data", ".", "--weights", "gone.pt"],
+    ["data", "depth", ".", "--predictor", "gone.onnx"],
+]
+
+
+@pytest.mark.parametrize("words", MISSING_MODEL, ids=lambda words: words[0])
+def test_a_model_that_is_not_there_exits_2_in_every_command(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for package in ("torch", "lightning_fabric"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.json", "val.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "a.png").touch()
+    assert cli.run(words) == 2
+    error = capsys.readouterr().err
+    assert "gone" in error
+    assert error.count("\n") == 1
 
 
 def test_broken_json_is_a_data_error(failing: Callable[[BaseException], int]) -> None:

@@ -193,8 +193,10 @@ def test_a_network_that_answers_no_map_is_refused(tmp_path: Path) -> None:
     row = write_network(tmp_path / "row.onnx", keepdims=False, more_axes=(2,))
     with pytest.raises(FileMismatchError, match=r"\(n, h, w\), this one \(1, 448\)"):
         OnnxDepth(row)(np.zeros((32, 32, 3), dtype=np.uint8))
-    with pytest.raises(FileMismatchError, match=r"there is no file .*none\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.onnx"):
         OnnxDepth(tmp_path / "none.onnx")
+    with pytest.raises(FileMismatchError, match="is no file"):
+        OnnxDepth(tmp_path)
     (tmp_path / "text.onnx").write_text("no network")
     with pytest.raises(FileMismatchError, match=r"damaged or no ONNX file"):
         OnnxDepth(tmp_path / "text.onnx")

@@ -311,7 +311,7 @@ def test_backbone_weights_that_are_not_there_are_named(
     monkeypatch.delenv("BOXSEG_DATA", raising=False)
     with pytest.raises(ValueError, match=r"model\.weights is \$BOXSEG_DATA.*is not set"):
         Engine(recipe_with("model.weights=$BOXSEG_DATA/weights/x.pth"), settings)
-    with pytest.raises(FileMismatchError, match=r"model\.weights: there is no file /no/x\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"model\.weights: there is no file /no/x\.pth"):
         Engine(recipe_with("model.weights=/no/x.pth"), settings)
     with pytest.raises(ValueError, match=r"model\.weights must be a file or one of IMAGENET1K_V1"):
         Engine(recipe_with("model.weights=IMAGENET"), settings)

@@ -258,13 +258,12 @@ def test_wrong_options_exit_2_in_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a model", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 broken"])
 def test_foreign_files_exit_8_in_one_line(
-    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "best.pt"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     assert cli.run(["export", str(path)]) == 8
     error = capsys.readouterr().err
     assert str(path) in error

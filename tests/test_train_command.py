@@ -148,7 +148,7 @@ def test_weights_start_a_run_and_are_listed(
         (["--config", "missing.yaml"], 2, "there is no file 'missing.yaml'"),
         (["-o", "schedule.lrr=1"], 2, "schedule.lrr is not a setting"),
         (["-o", "terms.pairwise.treshold=1"], 2, "terms.pairwise.treshold is unknown"),
-        (["--weights", "no.pt"], 8, "--weights: there is no file no.pt"),
+        (["--weights", "no.pt"], 2, "--weights: there is no file no.pt"),
         (["--weights", "tiny.yaml"], 8, "tiny.yaml"),
         (["--resume"], 2, "--resume: there is no trainer.pt in runs/tiny-reds-s0"),
         (["--resume", "--weights", "tiny.yaml"], 2, "cannot go with --resume"),
@@ -157,7 +157,7 @@ def test_weights_start_a_run_and_are_listed(
         (["--devices", "0"], 2, "--devices must be at least 1"),
         (["--precision", "4-bit"], 2, "4-bit"),
         (["-o", "model.weights=tiny.yaml"], 8, "tiny.yaml is not a state_dict"),
-        (["-o", "model.weights=absent.pth"], 8, "there is no file absent.pth"),
+        (["-o", "model.weights=absent.pth"], 2, "there is no file absent.pth"),
         (["-o", "data.classes=[green]"], 3, "unknown class 'green'"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from boxseg.configs import find_recipe
-from boxseg.errors import DataError, FileMismatchError
+from boxseg.errors import DataError
 from boxseg.train.recipe import Precision, Recipe, read_recipe
 
 INTERRUPTED = 130
@@ -185,7 +185,7 @@ def _check_files(data: Path, weights: Path | None) -> None:
             "and val.json in COCO form"
         )
     if weights is not None and not weights.exists():
-        raise FileMismatchError(f"--weights: there is no file {weights}")
+        raise FileNotFoundError(f"--weights: there is no file {weights}")
 
 
 def _run(

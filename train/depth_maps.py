@@ -91,10 +91,13 @@ class OnnxDepth:
 
         Raises:
             BackendMissingError: if ONNX Runtime or the device is not there.
-            FileMismatchError: if the file is missing, damaged, or maps no image to a map.
+            FileNotFoundError: if there is no such file.
+            FileMismatchError: if the file is damaged, or maps no image to a map.
         """
-        if not is_file(path):
-            raise FileMismatchError(f"--predictor: there is no file {path}")
+        if not path.exists():
+            raise FileNotFoundError(f"--predictor: there is no file {path}")
+        if not path.is_file():
+            raise FileMismatchError(f"--predictor: {path} is no file")
         self._path = path
         self._input_range = input_range
         self._short_side = short_side

@@ -531,7 +531,7 @@ class Engine:
             if "/" in weights or "$" in weights or weights.endswith((".pth", ".pt")):
                 path = expand_path(weights, "model.weights")
                 if not path.is_file():
-                    raise FileMismatchError(
+                    raise FileNotFoundError(
                         f"model.weights: there is no file {path}; give another with "
                         "-o model.weights=FILE, or -o model.weights=null for random weights"
                     )

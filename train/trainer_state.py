@@ -82,7 +82,8 @@ def load_trainer_state(path: Path) -> TrainerState:
     """Read trainer.pt without executing anything from it.
 
     Raises:
-        FileMismatchError: if it is missing, damaged, foreign or of another version.
+        FileNotFoundError: if it is missing.
+        FileMismatchError: if it is damaged, foreign or of another version.
     """
     payload = read_payload(path)
     if payload["format"] != TRAINER_FORMAT:
