@@ -12,23 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boxseg.errors import FileMismatchError
+from boxseg.errors import BoxSegError, FileMismatchError, ParityError, UnverifiedError
 
 if TYPE_CHECKING:
     from boxseg.export.calibration import CalibrationSet
     from boxseg.export.precision import Reduced
     from boxseg.export.precision_audit import Audit
     from boxseg.export.to_onnx import TracedGraph
+    from boxseg.export.to_tensorrt import Engine
     from boxseg.export.verify import ParityReport, Samples
     from boxseg.inference import TorchBackend
     from boxseg.student import Student
 
-FORMATS = {"onnx": "onnx", "openvino": "openvino", "ov": "openvino"}
+FORMATS = {
+    "onnx": "onnx",
+    "openvino": "openvino",
+    "ov": "openvino",
+    "trt": "trt",
+    "tensorrt": "trt",
+    "engine": "trt",
+}
 """What users type, and what it means."""
-ABSENT_FORMATS = ("trt", "tensorrt", "engine")
+ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "trt": ".engine"}
+"""How the names of files and folders end."""
 FORMS = ("dense", "topk", "graph")
-DEFAULT_FORMS = {"onnx": "dense", "openvino": "dense"}
-"""On a CPU the C library selects faster than an engine, and nothing has to be copied."""
+DEFAULT_FORMS = {"onnx": "dense", "openvino": "dense", "trt": "topk"}
+"""On a CPU the C library selects faster than an engine; from a GPU every location would have to be
+copied."""
 DYNAMIC_BATCH = (1, 1, 8)
 """Least, best and most images where `--dynamic batch` says no more."""
 PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
@@ -121,6 +131,12 @@ def _torch_device(value: str) -> str:
     raise click.BadParameter(
         f"must be cpu, cuda, cuda:N or N, got {value!r}", param_hint="'--device'"
     )
+
+
+def _device_number(device: str) -> int:
+    """Return the number of a GPU in torch's spelling; 0 for the CPU."""
+    number = device.partition(":")[2]
+    return int(number) if number else 0
 
 
 def _size(size_bytes: float) -> str:
@@ -257,19 +273,14 @@ def _target(source: Path, out: Path | None, kind: str, formats: int, precision: 
 
     file = model_file(source)
     stem = file.stem if precision == "fp32" else f"{file.stem}_{precision}"
-    name = f"{stem}.onnx" if kind == "onnx" else f"{stem}_openvino_model"
+    name = f"{stem}{ENDINGS[kind]}"
     if out is None:
         return file.parent / name
-    if kind == "onnx" and out.suffix == ".onnx" and not out.is_dir():
+    if out.name.endswith(ENDINGS[kind]) and (kind == "openvino" or not out.is_dir()):
         if formats > 1:
+            what, instead = ("folder", "its parent") if kind == "openvino" else ("file", "a folder")
             raise click.BadParameter(
-                f"{out} names one file for {formats} formats; name a folder", param_hint="'--out'"
-            )
-        return out
-    if kind == "openvino" and out.name.endswith("_openvino_model"):
-        if formats > 1:
-            raise click.BadParameter(
-                f"{out} names one folder for {formats} formats; name its parent",
+                f"{out} names one {what} for {formats} formats; name {instead}",
                 param_hint="'--out'",
             )
         return out
@@ -382,6 +393,61 @@ def write_verified(
     return Written(target, report, found, imitation)
 
 
+def write_engine_verified(
+    engine: Engine,
+    target: Path,
+    network: Network,
+    samples: Samples,
+    device: int = 0,
+    imitate: Callable[[], ParityReport] | None = None,
+) -> Written:
+    """Write a TensorRT engine and its sidecar; for the rest as `write_verified`.
+
+    Args:
+        engine: What was built.
+        target: The plan's name once it is proven.
+        network: The reference.
+        samples: Frames of the gate.
+        device: The GPU that runs it.
+        imitate: As for `write_verified`; it is asked where the engine cannot be run.
+
+    Raises:
+        ParityError: if the engine does not answer like the network.
+    """
+    from boxseg.export.verify import hold, release, remove, shelve
+    from boxseg.runtime.backends import open_backend
+    from boxseg.runtime.engine_sidecar import sidecar_path, write_sidecar
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.stem}.tmp.engine")
+    temporary.write_bytes(engine.plan)
+    sidecar = write_sidecar(temporary, engine.sidecar)
+    audit = engine.audit
+    try:
+        try:
+            backend = open_backend(temporary, f"cuda:{device}")
+            report = hold(
+                str(target), str(network.file), backend, network.backend, samples, audit.asked
+            )
+        except ParityError:
+            raise
+        except BoxSegError as error:
+            imitation = None if imitate is None else imitate()
+            shelf = shelve(temporary, target, imitation)
+            sidecar.replace(sidecar_path(shelf))
+            return Written(shelf, None, replace(audit, refusal=str(error)), imitation)
+        try:
+            release(temporary, target, report)
+        except ParityError:
+            sidecar.replace(sidecar_path(target.with_name(f"{target.name}.failed")))
+            raise
+        sidecar.replace(sidecar_path(target))
+    finally:
+        remove(temporary)
+        remove(sidecar)
+    return Written(target, report, audit)
+
+
 def _echo(lines: Iterable[str]) -> None:
     """Print lines."""
     for line in lines:
@@ -435,11 +501,11 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
 @click.option(
     "--format",
     "formats",
-    type=Choice("format", FORMATS, ABSENT_FORMATS),
+    type=Choice("format", FORMATS, ()),
     multiple=True,
     default=("onnx",),
     metavar="FORMAT",
-    help="onnx (default) or openvino (ov); may be given twice.",
+    help="onnx (default), openvino (ov) or trt (tensorrt, engine); may be given several times.",
 )
 @click.option(
     "--imgsz", type=ImageSize(), help="Input size, height first; N is N x N. Default: the model's."
@@ -468,7 +534,7 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
     "--form",
     type=click.Choice(FORMS),
     help="Outputs: dense (every location; the runtime selects), topk (the best K pairs) or graph "
-    "(their masks too). Default: dense.",
+    "(their masks too). Default: dense, for trt topk.",
 )
 @click.option(
     "--dynamic",
@@ -480,6 +546,22 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
     type=(click.IntRange(1), click.IntRange(1), click.IntRange(1)),
     metavar="MIN OPT MAX",
     help="Images per run. Default: 1 1 1, with --dynamic batch 1 1 8.",
+)
+@click.option(
+    "--workspace",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GiB",
+    help="TensorRT: GPU memory that a layer may use, in GiB. Default: all.",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TensorRT: keep measured times in this file, for a faster second build.",
+)
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="TensorRT: let the next major version load the engine; it is slower.",
 )
 @click.option("--opset", type=int, help="ONNX operator set, 17 to 23. Default: 18, bf16: 22.")
 @click.option(
@@ -503,6 +585,9 @@ def export(
     form: str | None,
     dynamic: str | None,
     batch: tuple[int, int, int] | None,
+    workspace: float | None,
+    timing_cache: Path | None,
+    version_compatible: bool,
     opset: int | None,
     out: Path | None,
     data: Path | None,
@@ -520,10 +605,10 @@ def export(
     and --json lists each with its reason.
     """
     from boxseg.checkpoint import read_payload
-    from boxseg.errors import UnverifiedError
     from boxseg.export.lowering import FLOAT_TYPES
     from boxseg.export.precision import lower_network
     from boxseg.export.to_onnx import OPSET, OPSETS, trace
+    from boxseg.export.to_tensorrt import BuildOptions, build_engine, open_toolkit
 
     precision = _asked_precision(precision, half, int8)
     if precision in ABSENT_PRECISIONS:
@@ -542,6 +627,8 @@ def export(
     kinds = list(dict.fromkeys(formats))
     forms = {kind: form or DEFAULT_FORMS[kind] for kind in kinds}
     targets = {kind: _target(source, out, kind, len(kinds), precision) for kind in kinds}
+    cuda = _device_number(_torch_device(device))
+    toolkit = open_toolkit(cuda) if "trt" in kinds else None  # before anything is written
     networks = {
         form: open_network(source, imgsz, _torch_device(device), form=form, batch=images_per_run)
         for form in dict.fromkeys(forms.values())
@@ -596,15 +683,28 @@ def export(
     unverified = []
     for kind, target in targets.items():
         form = forms[kind]
-        written = write_verified(
-            graphs[form],
-            kind,
-            target,
-            networks[form],
-            samples,
-            reduced.get(form),
-            imitations.get(form),
-        )
+        if toolkit is not None and kind == "trt":
+            graph = reduced[form].traced if form in reduced else graphs[form]
+            engine = build_engine(
+                graph.model,
+                toolkit,
+                precision=precision,
+                options=BuildOptions(workspace, version_compatible, timing_cache),
+                report=lambda phase: click.echo(f"build        {phase}"),
+            )
+            written = write_engine_verified(
+                engine, target, networks[form], samples, cuda, imitations.get(form)
+            )
+        else:
+            written = write_verified(
+                graphs[form],
+                kind,
+                target,
+                networks[form],
+                samples,
+                reduced.get(form),
+                imitations.get(form),
+            )
         _echo(written.lines())
         click.echo(
             f"wrote        {written.path} ({_size(_size_on_disk(written.path))}, {precision})"
@@ -639,7 +739,6 @@ def verify(
     json_path: Path | None,
 ) -> None:
     """Hold an exported FILE against the network it came from; exit code 6 if they differ."""
-    from boxseg.errors import ParityError
     from boxseg.export.verify import check_metadata, hold
     from boxseg.runtime.backends import open_backend
     from boxseg.runtime.preprocess import Fit

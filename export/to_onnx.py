@@ -76,6 +76,31 @@ def _forget_sources(model: onnx.ModelProto) -> None:
     graph.name = "boxseg"
 
 
+def _divide_integers(left: Any, right: Any) -> Any:
+    """Write `//` of numbers that are not negative as one Div, which truncates.
+
+    The exporter's own version corrects the sign with operators on BOOL that TensorRT does not take.
+    """
+    from onnxscript import opset18
+
+    return opset18.Div(left, right)
+
+
+def _let_only_a_cast_read_bytes(graph: onnx.GraphProto) -> None:
+    """Take the image's shape from the cast image: TensorRT takes bytes at a cast and nowhere else.
+
+    Where the batch is free, the graph asks for it.
+    """
+    cast = next(n for n in graph.node if n.op_type == "Cast" and INPUT_NAME in n.input)
+    first = type(cast)()
+    first.CopyFrom(cast)
+    graph.node.remove(cast)
+    graph.node.insert(0, first)
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] == INPUT_NAME:
+            node.input[0] = first.output[0]
+
+
 def _opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the standard operator set."""
     return next(int(entry.version) for entry in model.opset_import if entry.domain == "")
@@ -126,6 +151,7 @@ def trace(
                 dynamic_shapes=({0: BATCH_AXIS},) if is_dynamic else None,
                 opset_version=opset,
                 dynamo=True,
+                custom_translation_table={torch.ops.aten.floor_divide.default: _divide_integers},
                 optimize=False,
                 verbose=False,
             )
@@ -147,6 +173,7 @@ def trace(
             f"--opset {OPSET} is written natively"
         )
     _forget_sources(model)
+    _let_only_a_cast_read_bytes(model.graph)
     made_by = {
         "exporter": "torch.onnx dynamo",
         "opset": opset,

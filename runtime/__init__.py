@@ -4,7 +4,8 @@ segmenter.py     Segmenter(path)(frame) -> Detections, with a time per stage
 stream.py        the same for a camera: submit a frame, take an answer
 detections.py    instances of a frame: boxes, scores, masks in any form
 preprocess.py    letterbox and resize
-backends.py      ONNX Runtime and OpenVINO behind one small protocol
+backends.py      ONNX Runtime, OpenVINO and TensorRT behind one small protocol
+engine_sidecar.py cuda_driver.py   what a TensorRT engine depends on; memory and copies of a GPU
 agreement.py     when two answers to one image count as equal
 postprocess.py   candidates, suppression, masks: the calls into C
 metadata.py      what a deployed file says about itself

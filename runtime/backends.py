@@ -5,6 +5,7 @@ B images, H x W pixels of the input.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from boxseg.errors import BackendMissingError, FileMismatchError
+from boxseg.errors import BackendMissingError, BoxSegError, FileMismatchError
+from boxseg.runtime.cuda_driver import CudaDevice
+from boxseg.runtime.engine_sidecar import INSTALL, Machine, check_engine, check_version, system
 from boxseg.runtime.external_data import refuse_escaping_files
 from boxseg.runtime.metadata import METADATA_KEY, Metadata
 from boxseg.runtime.preprocess import Fit
@@ -20,6 +23,10 @@ from boxseg.runtime.preprocess import Fit
 if TYPE_CHECKING:
     import onnxruntime
     import openvino
+
+
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+"""What people call TensorRT's files."""
 
 
 class Backend(Protocol):
@@ -302,15 +309,169 @@ class OpenVinoBackend:
         return {name: self._request.get_output_tensor(i).data for i, name in enumerate(self._names)}
 
 
+def load_tensorrt() -> tuple[Any, int]:
+    """Import TensorRT and return it with its major version.
+
+    Raises:
+        BackendMissingError: if it is not installed, does not load or is not supported.
+    """
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ModuleNotFoundError:
+        raise BackendMissingError(f"TensorRT is not installed; {INSTALL}") from None
+    except ImportError as error:
+        raise BackendMissingError(f"TensorRT does not load: {_first_line(error)}") from None
+    return trt, check_version(trt.__version__)
+
+
+class TensorRTBackend:
+    """Runs a TensorRT engine that `boxseg export` built, with its sidecar beside it.
+
+    All memory is taken at load, for the largest batch. It has been run against a stand-in for
+    TensorRT only (tests/tensorrt_double.py) unless a GPU was there.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, path: str | Path, device: str | None = None) -> None:
+        """Load an engine.
+
+        Args:
+            path: The plan (.engine, .plan or .trt).
+            device: "cuda" (the default) or "cuda:N".
+
+        Raises:
+            BackendMissingError: if TensorRT or the GPU is not there.
+            FileMismatchError: if the file is foreign, damaged or of another machine.
+        """
+        path = Path(path)
+        number = self._number(device)
+        trt, _ = load_tensorrt()
+        self._cuda = CudaDevice(number)
+        self.device = f"cuda:{number}"
+        plan = path.read_bytes()
+        sidecar, self.metadata = check_engine(path, plan, machine(trt.__version__, self._cuda))
+        logger = trt.Logger(trt.Logger.ERROR)
+        runtime = trt.Runtime(logger)
+        runtime.engine_host_code_allowed = sidecar.version_compatible
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise FileMismatchError(
+                f"{path}: TensorRT {trt.__version__} does not take this engine; export it again"
+            )
+        context = engine.create_execution_context()
+        if context is None:
+            raise BoxSegError(f"{path}: the GPU has no room for this engine")
+        self._kept = (logger, runtime, engine)  # the context needs them alive
+        self._context = context
+        self._bind(path, trt, engine, context)
+
+    @staticmethod
+    def _number(device: str | None) -> int:
+        kind, _, number = (device or "cuda").lower().partition(":")
+        if kind != "cuda" or (number and not number.isdigit()):
+            raise ValueError(f"device must be cuda or cuda:N for an engine, got {device!r}")
+        return int(number or 0)
+
+    def _bind(self, path: Path, trt: Any, engine: Any, context: Any) -> None:
+        """Take memory for the largest batch and tell the engine where it is."""
+        kinds = {
+            trt.DataType.FLOAT: np.float32,
+            trt.DataType.HALF: np.float16,
+            trt.DataType.INT32: np.int32,
+            trt.DataType.UINT8: np.uint8,
+        }
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        if inputs != [self.metadata.input_name] or not isinstance(self.metadata.imgsz, Fit):
+            raise FileMismatchError(
+                f"{path}: the engine must have the one input {self.metadata.input_name} of a fixed "
+                f"size by the metadata, it has {', '.join(inputs)}"
+            )
+        kind = np.dtype(kinds.get(engine.get_tensor_dtype(inputs[0]), np.float64)).name
+        shape = [None if side < 0 else int(side) for side in engine.get_tensor_shape(inputs[0])]
+        _check_input(path, self.metadata, inputs[0], kind, shape)
+        most = self.metadata.batch.most
+        size = (self.metadata.imgsz.height, self.metadata.imgsz.width, 3)
+        self._resize(most, size)
+        self._image = self._cuda.pinned((most, *size), np.uint8)
+        self._addresses = {inputs[0]: self._cuda.allocate(self._image.nbytes)}
+        self._outputs = {}
+        for name in names:
+            if name == inputs[0]:
+                continue
+            kind_of = engine.get_tensor_dtype(name)
+            if kind_of not in kinds:
+                raise FileMismatchError(f"{path}: output {name} is of the type {kind_of}")
+            room = self._cuda.pinned(tuple(context.get_tensor_shape(name)), kinds[kind_of])
+            self._outputs[name] = room
+            self._addresses[name] = self._cuda.allocate(room.nbytes)
+        for name, address in self._addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise BoxSegError(f"{path}: TensorRT refuses the memory of {name}")
+
+    def _resize(self, count: int, size: tuple[int, ...]) -> None:
+        """Tell the engine how many images the next run has."""
+        name = self.metadata.input_name
+        if not self._context.set_input_shape(name, (count, *size)):
+            raise ValueError(
+                f"a run takes {self.metadata.batch.least} to {self.metadata.batch.most} images, "
+                f"got {count}"
+            )
+        missing = self._context.infer_shapes()
+        if missing:
+            raise BoxSegError(f"TensorRT cannot tell the shapes of {', '.join(missing)}")
+        self._count = count
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Run the engine on RGB bytes (B, H, W, 3); the outputs hold until the next run."""
+        count = len(image)
+        batch = self.metadata.batch
+        if not batch.least <= count <= batch.most or image.shape[1:] != self._image.shape[1:]:
+            raise ValueError(
+                f"an image must be {self._image.shape[1:]} and a run have {batch.least} to "
+                f"{batch.most} of them, got {image.shape}"
+            )
+        self._cuda.activate()  # a stream runs in a thread of its own
+        if count != self._count:
+            self._resize(count, image.shape[1:])
+        np.copyto(self._image[:count], image)
+        self._cuda.upload(self._image[:count], self._addresses[self.metadata.input_name])
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise BoxSegError("TensorRT could not start the run")
+        found = {name: room[:count] for name, room in self._outputs.items()}
+        for name, values in found.items():
+            self._cuda.download(self._addresses[name], values)
+        self._cuda.wait()
+        # the runtime reads float32, whatever an engine of less precision gives
+        return {
+            name: values.astype(np.float32) if values.dtype == np.float16 else values
+            for name, values in found.items()
+        }
+
+
+def machine(tensorrt_version: str, cuda: CudaDevice) -> Machine:
+    """Describe this machine as engines depend on it."""
+    return Machine(
+        tensorrt=tensorrt_version,
+        system=system(),
+        device=cuda.name,
+        compute_capability=cuda.compute_capability,
+        cuda_driver=cuda.driver_version,
+    )
+
+
 def open_backend(
     path: str | Path, device: str | None = None, threads: int | None = None
-) -> OnnxRuntimeBackend | OpenVinoBackend:
+) -> OnnxRuntimeBackend | OpenVinoBackend | TensorRTBackend:
     """Open a deployed file with the engine that its name tells.
 
     Args:
-        path: An .onnx file, an OpenVINO folder (`NAME_openvino_model`) or its .xml file.
-        device: Where to run; None is the CPU. A device that is not obtained is an error.
-        threads: Of the engine, at least 1; None leaves it to the engine.
+        path: An .onnx file, an OpenVINO folder (`NAME_openvino_model`) or its .xml file, or a
+            TensorRT engine (.engine, .plan, .trt).
+        device: Where to run; None is the CPU, for TensorRT the first GPU. A device that is not
+            obtained is an error.
+        threads: Of the engine, at least 1; None leaves it to the engine. None for TensorRT.
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
@@ -327,10 +488,11 @@ def open_backend(
         return OnnxRuntimeBackend(path, device, threads)
     if suffix == ".xml" or (path.is_dir() and any(path.glob("*.xml"))):
         return OpenVinoBackend(path, device, threads)
-    if suffix == ".engine":
-        raise BackendMissingError(
-            f"{path}: TensorRT engines are not supported by this version; use the .onnx file"
-        )
+    if suffix in ENGINE_SUFFIXES:
+        if threads is not None:
+            raise ValueError("threads are for engines on a CPU; TensorRT has none")
+        return TensorRTBackend(path, device)
     raise FileMismatchError(
-        f"{path} is no deployed file: an .onnx file, an OpenVINO folder or its .xml file is needed"
+        f"{path} is no deployed file: an .onnx file, an OpenVINO folder, its .xml file or a "
+        "TensorRT engine is needed"
     )

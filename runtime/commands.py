@@ -46,7 +46,17 @@ OPTIONAL = {
     "torch": "train",
     "torchvision": "train",
     "onnx": "export",
+    "onnxscript": "export",
 }
+FILES = {"onnxruntime": ".onnx", "openvino": "*_openvino_model", "tensorrt": ".engine"}
+"""What each engine runs."""
+TRACING = ("torch", "torchvision", "onnx", "onnxscript")
+EXPORTS = {
+    "onnx": (*TRACING, "onnxruntime"),
+    "openvino": (*TRACING, "openvino"),
+    "trt": (*TRACING, "tensorrt"),
+}
+"""What each format needs: to trace the network, and to prove the file."""
 INSTRUCTION_SETS = (
     ("avx2", "AVX2"),
     ("fma", "FMA"),
@@ -699,15 +709,33 @@ def _engine_devices(name: str) -> tuple[list[str], str | None]:
         module = importlib.import_module(name)
         if name == "onnxruntime":
             return [str(provider) for provider in module.get_available_providers()], None
+        if name == "tensorrt":
+            from boxseg.runtime.cuda_driver import CudaDevice
+            from boxseg.runtime.engine_sidecar import check_version
+
+            check_version(module.__version__)
+            gpu = CudaDevice()
+            cuda = f"{gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
+            return [f"{gpu.name} ({gpu.compute_capability}, driver of CUDA {cuda})"], None
         return [str(device) for device in module.Core().available_devices], None
     except Exception as error:  # a doctor reports whatever is wrong
         return [], " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def _lacks(
+    needed: tuple[str, ...], versions: Mapping[str, str | None], faults: Mapping[str, str]
+) -> str:
+    """Say what keeps packages from working; "" if nothing does."""
+    missing = [name for name in needed if versions[name] is None]
+    parts = [f"{name} is missing; pip install boxseg[{OPTIONAL[name]}]" for name in missing]
+    parts += [f"{name} does not load: {faults[name]}" for name in needed if name in faults]
+    return ", ".join(parts)
+
+
 @click.command()
 @click.option("--json", "json_file", type=FILE, help="Write the findings to this file.")
 def doctor(json_file: Path | None) -> None:
-    """Say what this machine can run, and what is missing.
+    """Say what this machine can run and export, and what is missing.
 
     Ends with 4 if the native library or every engine is missing.
     """
@@ -733,7 +761,7 @@ def doctor(json_file: Path | None) -> None:
     click.echo()
     engines: dict[str, list[str]] = {}
     faults: dict[str, str] = {}
-    for name in ("onnxruntime", "openvino"):
+    for name in FILES:
         if versions[name] is None:
             continue
         devices, problem = _engine_devices(name)
@@ -743,6 +771,12 @@ def doctor(json_file: Path | None) -> None:
         else:
             faults[name] = problem
             click.echo(f"{name} does not load: {problem}")
+    runs = {kind: _lacks((name,), versions, faults) for name, kind in FILES.items()}
+    exports = {kind: _lacks(needed, versions, faults) for kind, needed in EXPORTS.items()}
+    for verb, answers in (("runs", runs), ("exports", exports)):
+        click.echo()
+        for kind, lacks in answers.items():
+            click.echo(f"{verb:<8} {kind:<17}{'no: ' + lacks if lacks else 'yes'}")
     if json_file is not None:
         write_json(
             json_file,
@@ -754,6 +788,8 @@ def doctor(json_file: Path | None) -> None:
                 "versions": versions,
                 "engines": engines,
                 "faults": faults,
+                "runs": runs,
+                "exports": exports,
             },
         )
     if fault is not None:

@@ -228,9 +228,8 @@ def test_verify_tells_other_weights_from_another_network(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "trt"], "trt is not available in this version; available: onnx, openvino"),
-        (["--format", "engine"], "engine is not available in this version"),
-        (["--format", "coreml"], "must be one of onnx, openvino, ov, got 'coreml'"),
+        (["--format", "coreml"], "must be one of onnx, openvino, ov, trt, tensorrt, engine"),
+        (["--workspace", "0"], "0.0 is not in the range x>0"),
         (["--precision", "fp8"], "must be one of fp32, fp16, bf16, got 'fp8'"),
         (["--half", "--precision", "bf16"], "--precision bf16 and --half contradict each other"),
         (["--half", "--int8"], "--half and --int8 contradict each other; give one"),

@@ -13,6 +13,7 @@ from boxseg.config import ModelConfig
 from boxseg.errors import FileMismatchError
 from boxseg.export.to_onnx import TracedGraph, trace, write_onnx
 from boxseg.export.to_openvino import write_openvino
+from boxseg.export.to_tensorrt import refused_nodes
 from boxseg.export.verify import drawn_samples, hold
 from boxseg.inference import TorchBackend, describe
 from boxseg.runtime.backends import open_backend
@@ -105,6 +106,10 @@ def test_every_weight_is_proven(student: Student, traced: TracedGraph) -> None:
     assert traced.proof.weights == len(state)
     assert traced.proof.parameters == sum(value.numel() for value in state)
     assert all(int(np.prod(shape)) <= 16 for shape in traced.proof.constants.values())
+
+
+def test_tensorrt_would_take_every_node(traced: TracedGraph) -> None:
+    assert refused_nodes(traced.model) == []
 
 
 def test_the_image_is_cast_before_anything_else(traced: TracedGraph) -> None:

@@ -353,6 +353,35 @@ def test_doctor_lists_packages_and_engines(
     assert values["native"] == "ok"
     assert values["simd"] in ("portable", "avx2", "avx512")
     assert values["versions"]["numpy"] == np.__version__
+    assert values["runs"][".onnx"] == ""
+    assert "runs     .onnx            yes" in text
+
+
+def test_doctor_says_what_keeps_a_format_from_being_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from boxseg.runtime import benchmark
+
+    there = {"onnxruntime": "1.17", "torch": "2.6", "torchvision": "0.21", "tensorrt": "10.12"}
+    monkeypatch.setattr(benchmark, "package_version", there.get)
+    module = SimpleNamespace(__version__="9.1", get_available_providers=lambda: ["CPU"])
+    real = importlib.import_module
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name: real(name) if "boxseg" in name else module
+    )
+    assert _run("doctor", "--json", tmp_path / "doctor.json") == 0
+    values = json.loads((tmp_path / "doctor.json").read_text())
+    lacks = (
+        "onnx is missing; pip install boxseg[export], "
+        "onnxscript is missing; pip install boxseg[export]"
+    )
+    assert values["exports"]["onnx"] == lacks
+    assert values["exports"]["openvino"].endswith(
+        "openvino is missing; pip install boxseg[openvino]"
+    )
+    assert values["exports"]["trt"].startswith(f"{lacks}, tensorrt does not load: ")
+    assert "TensorRT 9.1 is not supported" in values["runs"][".engine"]
+    assert "runs     *_openvino_model no: openvino is missing" in capsys.readouterr().out
 
 
 def test_doctor_without_engines_ends_with_four(
