@@ -10,8 +10,6 @@ whatever is not judged is named in `Accuracy.notes`.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 import numpy as np
 
 from boxseg.errors import BackendMissingError, BoxSegError, DataError
+from boxseg.runtime.average_precision import precision_recall
 from boxseg.runtime.images import leaves_folder, read_image
 
 if TYPE_CHECKING:
@@ -195,8 +194,6 @@ def _is_listed(value: object, known: Container[int]) -> bool:
 def load_truth(annotation_file: str | Path) -> _Truth:
     """Read and check a COCO annotation file for scoring.
 
-    Annotations are numbered anew from 1, because pycocotools takes id 0 for "no match".
-
     Raises:
         DataError: if the file cannot be scored against.
     """
@@ -244,7 +241,6 @@ def load_truth(annotation_file: str | Path) -> _Truth:
         crowd = bool(entry.get("iscrowd", 0))
         annotations.append(
             {
-                "id": len(annotations) + 1,
                 "image_id": entry["image_id"],
                 "category_id": entry["category_id"],
                 "bbox": [float(v) for v in box],
@@ -388,63 +384,23 @@ def _tightness(results: Sequence[Result], sizes: Mapping[int, tuple[int, int]]) 
 # --- average precision ---------------------------------------------------------------------------
 
 
-def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
-    """Swallow what pycocotools prints."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
-def _index(
-    sizes: Mapping[int, tuple[int, int]],
-    categories: Mapping[int, str],
-    annotations: Sequence[Mapping[str, Any]],
-) -> Any:
-    """Return an indexed pycocotools COCO object."""
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": key, "height": h, "width": w} for key, (h, w) in sizes.items()],
-        "categories": [{"id": key, "name": name} for key, name in categories.items()],
-        "annotations": [dict(entry) for entry in annotations],
-    }
-    with _quiet():
-        coco.createIndex()
-    return coco
-
-
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean of the entries that exist; pycocotools writes -1 where there is no truth."""
+    """Mean of the entries that exist; -1 says that there is no truth."""
     values = values[values > -1]
     return float(values.mean()) if values.size else None
 
 
 def _average_precision(
     truth: _Truth,
-    sizes: Mapping[int, tuple[int, int]],
     objects: Sequence[Mapping[str, Any]],
     found: Sequence[Mapping[str, Any]],
     kind: str,
+    progress: Callable[[int, int], None] | None,
 ) -> AveragePrecision:
-    """Run pycocotools once; `kind` is its iouType, bbox or segm."""
-    from pycocotools.cocoeval import COCOeval
-
-    class Evaluation(COCOeval):  # type: ignore[misc]  # pycocotools ships no types
-        """COCO's evaluation that also leaves difficult objects unjudged."""
-
-        def _prepare(self) -> None:
-            super()._prepare()
-            for group in self._gts.values():
-                for entry in group:
-                    entry["ignore"] = entry["unjudged"]
-
-    evaluation = Evaluation(
-        _index(sizes, truth.categories, objects), _index(sizes, truth.categories, found), kind
-    )
-    with _quiet():
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = np.asarray(evaluation.eval["precision"])[..., -1]  # (T, R, K, A), 100 detections
-    recall = np.asarray(evaluation.eval["recall"])[..., -1]  # (T, K, A)
+    """Summarise the curves as COCO does; `kind` is bbox or segm."""
+    categories = sorted(truth.categories)
+    curves = precision_recall(objects, found, categories, kind, progress)
+    precision, recall = curves.precision, curves.recall
     area = {name: _mean(precision[..., index]) for index, name in enumerate(_AREAS)}
     return AveragePrecision(
         ap=area["all"],
@@ -455,8 +411,8 @@ def _average_precision(
         large=area["large"],
         recall=_mean(recall[..., 0]),
         per_class={
-            truth.categories[int(key)]: _mean(precision[:, :, index, 0])
-            for index, key in enumerate(evaluation.params.catIds)
+            truth.categories[key]: _mean(precision[:, :, index, 0])
+            for index, key in enumerate(categories)
         },
     )
 
@@ -598,6 +554,7 @@ def evaluate(
     max_images: int | None = None,
     filled_boxes: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    judging: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
     """Score a model against a COCO annotation file.
 
@@ -615,6 +572,7 @@ def evaluate(
         max_images: Judge only the first so many images of the file; None judges all.
         filled_boxes: Also compute the mask AP of the same detections with their boxes filled.
         progress: Called after each image with (done, total).
+        judging: Called after each class with (done, total), once for each kind of AP.
 
     Raises:
         DataError: if file or images cannot be judged, or a category id is unknown.
@@ -661,13 +619,10 @@ def evaluate(
 
     objects = [dict(entry) for entry in truth.annotations if entry["image_id"] in sizes]
     has_masks = _encode_masks(objects, sizes, truth, notes)
-    found: list[dict[str, Any]] = [
-        {**result, "id": index, "iscrowd": 0} for index, result in enumerate(results, start=1)
-    ]
+    found: list[dict[str, Any]] = [{**result} for result in results]
     for one in found:
         one["area"] = one["bbox"][2] * one["bbox"][3]
-    # The two kinds share no dict: pycocotools writes into what it is given.
-    box = _average_precision(truth, sizes, objects, found, "bbox")
+    box = _average_precision(truth, objects, found, "bbox", judging)
 
     mask = filled = None
     if has_masks:
@@ -676,13 +631,13 @@ def evaluate(
         else:
             for one in found:
                 one["area"] = float(codec.area(one["segmentation"]))
-            mask = _average_precision(truth, sizes, objects, found, "segm")
+            mask = _average_precision(truth, objects, found, "segm", judging)
         if filled_boxes:
             boxes = []
             for one in found:
                 rle = fill_box(one["bbox"], *sizes[one["image_id"]], codec)
                 boxes.append({**one, "segmentation": rle, "area": float(codec.area(rle))})
-            filled = _average_precision(truth, sizes, objects, boxes, "segm")
+            filled = _average_precision(truth, objects, boxes, "segm", judging)
     judged = sum(not entry["unjudged"] for entry in objects)
     if judged == 0:
         notes.append(f"no object to find in {truth.path.name}: AP is undefined")

@@ -381,7 +381,7 @@ def evaluate(
     segmenter = open_model(
         model, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
     )
-    with _progress("image") as step:
+    with _progress("image") as step, _progress("class") as judging:
         result = accuracy.evaluate(
             segmenter,
             file,
@@ -389,6 +389,7 @@ def evaluate(
             max_images=max_images,
             filled_boxes=filled_boxes,
             progress=step,
+            judging=judging,
         )
     click.echo(f"{model} on {file}, {_backend_text(segmenter)}, {_input_text(segmenter)}")
     for line in accuracy.report_lines(result, per_class=per_class):

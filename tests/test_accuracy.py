@@ -201,7 +201,7 @@ def test_a_missing_area_is_that_of_the_mask(tmp_path: Path) -> None:
 
 
 def test_annotation_number_zero_can_be_found(tmp_path: Path) -> None:
-    # pycocotools takes a match with id 0 for no match
+    # pycocotools itself takes a match with id 0 for no match
     accuracy = _judge(tmp_path, [_annotation(0, [10, 20, 50, 40])], _found([10, 20, 50, 40]))
     assert accuracy.box.ap == ONE
 
