@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from boxseg.config import ModelConfig
 from boxseg.errors import FileMismatchError
@@ -21,6 +24,9 @@ FORMAT_VERSION = 1
 
 TRAINER_FILE = "trainer.pt"
 """Everything that a run needs to go on; has both sets of weights where there is a teacher."""
+
+WEIGHTS = ("student", "ema")
+"""Which weights a model file may hold."""
 
 RUN_FILES = ("best.pt", "last.pt")
 """Model files of a run folder, in the order in which they are taken."""
@@ -96,6 +102,16 @@ def remove_torn_files(folder: Path) -> None:
             torn.unlink(missing_ok=True)
 
 
+def _refuse_compressed(path: Path, file: IO[bytes]) -> None:
+    """Refuse archives that hold more than their size; torch stores, it never compresses."""
+    try:
+        entries = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # torch says what is wrong with it
+    if any(entry.file_size > entry.compress_size for entry in entries):
+        raise FileMismatchError(f"{path} is a compressed archive, not a model file")
+
+
 def read_payload(path: Path) -> dict[str, Any]:
     """Read a model file or trainer.pt without executing anything from it.
 
@@ -103,10 +119,12 @@ def read_payload(path: Path) -> dict[str, Any]:
         OSError: if the file is not there or may not be read.
         FileMismatchError: if the file is damaged, foreign or of another version.
     """
-    with path.open("rb"):  # what the system says about a path is not about a file's content
-        pass
+    with path.open("rb") as file:  # what the system says about a path is not about its content
+        _refuse_compressed(path, file)
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on pickles that it refuses next
+            payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileMismatchError(
             f"{path} holds more than tensors and plain values, so it was not loaded; "
@@ -178,14 +196,40 @@ def _checked_model(file: Path, payload: dict[str, Any], weights: str | None) -> 
         model = payload.get("model")
         if not isinstance(model, dict) or model.get("format") != MODEL_FORMAT:
             raise FileMismatchError(f"{file} holds no model")
-        teacher = (payload.get("supervision") or {}).get("teacher") or {}
+        supervision = payload.get("supervision")
+        teacher = supervision.get("teacher") if isinstance(supervision, dict) else None
         payload = model
-        if teacher.get("updates") and weights != "student":
+        if isinstance(teacher, dict) and teacher.get("updates") and weights != "student":
             payload = {**model, "weights": "ema", "state_dict": teacher.get("network")}
     for key, kind in (("config", dict), ("state_dict", dict), ("metadata", dict), ("weights", str)):
         if not isinstance(payload.get(key), kind):
             raise FileMismatchError(f"{file} is incomplete: it holds no {key}")
+    if payload["weights"] not in WEIGHTS:
+        raise FileMismatchError(
+            f"{file}: weights must be {' or '.join(WEIGHTS)}, got {payload['weights']!r}"
+        )
     return payload
+
+
+def _refuse_other_shapes(config: ModelConfig, state: Mapping[str, Any]) -> None:
+    """Compare a config with weights before memory is taken for what the config claims.
+
+    Raises:
+        ValueError: with the first tensor that is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        needed = Student(config).state_dict()
+    for name, tensor in needed.items():
+        found = state.get(name)
+        if not isinstance(found, Tensor):
+            raise ValueError(f"there is no tensor {name}")
+        if found.shape != tensor.shape:
+            raise ValueError(
+                f"{name} is {list(found.shape)}, the config asks for {list(tensor.shape)}"
+            )
+    unknown = sorted(str(name) for name in set(state) - set(needed))
+    if unknown:
+        raise ValueError(f"the config has no place for {unknown[0]}")
 
 
 def load_model(path: Path, weights: str | None = None) -> Student:
@@ -201,7 +245,9 @@ def load_model(path: Path, weights: str | None = None) -> Student:
     """
     payload = read_model_payload(path, weights)
     try:
-        student = Student(ModelConfig.from_dict(payload["config"]))
+        config = ModelConfig.from_dict(payload["config"])
+        _refuse_other_shapes(config, payload["state_dict"])
+        student = Student(config)
         student.load_state_dict(payload["state_dict"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]

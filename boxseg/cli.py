@@ -225,6 +225,13 @@ def _os_message(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's way of saying so; torch itself may not be installed."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def explain(error: BaseException, extra: str = "all") -> tuple[str, int]:
     """Return the one line and the exit code for an exception that ended a command.
 
@@ -252,7 +259,7 @@ def explain(error: BaseException, extra: str = "all") -> tuple[str, int]:
         return _os_message(error), click.UsageError.exit_code
     if isinstance(error, OSError):
         return _os_message(error), BoxSegError.exit_code
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "out of memory; try a smaller batch or image size", BoxSegError.exit_code
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or str(error)).split(".")[0]

@@ -19,6 +19,23 @@ STRIDES = (8, 16, 32, 64, 128)
 SIZE_DIVISOR = 32
 """Both sides of a network input are multiples of this."""
 
+LONGEST_SIDE = 32768
+"""Pixels of a network input; the metadata of a deployed file have the same limit."""
+
+_RANGES = {
+    "fpn_channels": (1, 4096),
+    "tower_channels": (1, 4096),
+    "tower_depth": (0, 64),
+    "mask_channels": (1, 510),
+    "mask_branch_channels": (1, 4096),
+    "mask_branch_depth": (0, 64),
+    "mask_head_channels": (1, 512),
+    "mask_head_layers": (1, 8),
+    "candidates": (1, 1_000_000),
+    "max_det": (1, 1_000_000),
+}
+"""Least and most of each whole number; those of the mask head are the native runtime's."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -73,6 +90,14 @@ class ModelConfig:
                 f"model.category_ids has {len(self.category_ids)} entries for "
                 f"{len(self.classes)} classes; one id per class is needed"
             )
+        for name in self.classes:
+            if not isinstance(name, str):
+                raise ValueError(f"model.classes must be names, got {name!r}")
+        for number in self.category_ids:
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(
+                    f"model.category_ids must be integers of at least 0, got {number!r}"
+                )
         for name, allowed in (
             ("backbone", get_args(BackboneName)),
             ("tower_norm", get_args(Norm)),
@@ -82,33 +107,26 @@ class ModelConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"model.{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name in (
-            "fpn_channels",
-            "tower_channels",
-            "mask_channels",
-            "mask_branch_channels",
-            "mask_head_channels",
-            "mask_head_layers",
-            "candidates",
-            "max_det",
-        ):
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"model.{name} must be an integer of at least 1, got {value!r}")
-        for name in ("tower_depth", "mask_branch_depth"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"model.{name} must be an integer of at least 0, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ValueError(
+                    f"model.{name} must be an integer in {least}..{most}, got {value!r}"
+                )
         if self.tower_norm == "group" and self.tower_channels % 8:
             raise ValueError(
                 f"model.tower_channels must be a multiple of 8 with tower_norm group, "
                 f"got {self.tower_channels}"
             )
         for side in self.imgsz:
-            if not isinstance(side, int) or side < SIZE_DIVISOR or side % SIZE_DIVISOR:
+            if (
+                not isinstance(side, int)
+                or side % SIZE_DIVISOR
+                or not SIZE_DIVISOR <= side <= LONGEST_SIDE
+            ):
                 raise ValueError(
                     f"model.imgsz must be multiples of {SIZE_DIVISOR} (height width), "
-                    f"got {self.imgsz[0]} {self.imgsz[1]}"
+                    f"{SIZE_DIVISOR}..{LONGEST_SIDE}, got {self.imgsz[0]} {self.imgsz[1]}"
                 )
         if self.short_long is not None and not 0 < self.short_long[0] <= self.short_long[1]:
             raise ValueError(f"model.short_long must be 0 < short <= long, got {self.short_long}")

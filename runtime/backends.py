@@ -483,6 +483,8 @@ def open_backend(
         raise ValueError(f"threads must be at least 1, got {threads}")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if not path.is_file() and not path.is_dir():
+        raise FileMismatchError(f"{path} is neither a file nor a folder")
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return OnnxRuntimeBackend(path, device, threads)

@@ -1,6 +1,8 @@
 """Model files: what comes back, and what is refused."""
 
 import os
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,7 @@ def test_a_hostile_file_is_refused_and_not_run(
         ({"format": "boxseg-model", "version": 1}, "is incomplete: it holds no config"),
         (COMPLETE | {"weights": None}, "is incomplete: it holds no weights"),
         (COMPLETE, "config and weights do not fit"),
+        (COMPLETE | {"weights": "best"}, "weights must be student or ema, got 'best'"),
         ({"format": "boxseg-trainer", "version": 1}, "holds no model"),
         ([1, 2], "is not a boxseg model file"),
     ],
@@ -102,6 +105,64 @@ def test_weights_of_another_network_are_refused(student: Student, tmp_path: Path
     payload["state_dict"].pop("head.level_scales")
     torch.save(payload, tmp_path / "best.pt")
     with pytest.raises(FileMismatchError, match="config and weights do not fit"):
+        load_model(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # 2 * 64 convolutions of 4096 x 4096 x 3 x 3 numbers: 77 GB, were it built
+        ({"tower_channels": 4096, "tower_depth": 64}, r"is \[8, 8, 3, 3\], the config asks for"),
+        ({"tower_depth": 10**8}, r"model\.tower_depth must be an integer in 0\.\.64"),
+        ({"tower_depth": 2}, "there is no tensor head"),
+        ({"tower_depth": 0}, "the config has no place for head"),
+        ({"classes": ["a", "b"], "category_ids": [4, 5]}, "the config asks for"),
+    ],
+)
+def test_a_config_that_the_weights_do_not_fit_is_refused_before_it_is_built(
+    student: Student, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    payload = model_payload(student)
+    payload["config"] |= changes
+    torch.save(payload, tmp_path / "best.pt")
+    with pytest.raises(FileMismatchError, match=message) as caught:
+        load_model(tmp_path / "best.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_loading_a_model_draws_as_many_random_numbers_as_building_one(
+    student: Student, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "best.pt", student)
+    torch.manual_seed(5)
+    load_model(tmp_path / "best.pt")
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    Student(student.config)
+    assert drawn == torch.rand(1)
+
+
+@pytest.mark.parametrize("supervision", [None, 4, [4], {"teacher": 5}])
+def test_a_trainer_file_with_damaged_supervision_gives_its_student(
+    student: Student, tmp_path: Path, supervision: Any
+) -> None:
+    model = model_payload(student)
+    payload = {"format": "boxseg-trainer", "version": 1, "model": model}
+    write_atomically(tmp_path / "trainer.pt", payload | {"supervision": supervision})
+    assert load_model(tmp_path / "trainer.pt").config == student.config
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "best.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("best/data.pkl", bytes(1 << 20))
+    with pytest.raises(FileMismatchError, match="is a compressed archive, not a model file"):
+        load_model(tmp_path / "best.pt")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_of_another_protocol_is_refused_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(pickle.dumps(Payload(), protocol=4))
+    with pytest.raises(FileMismatchError, match=r"best\.pt"):
         load_model(tmp_path / "best.pt")
 
 

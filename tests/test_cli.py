@@ -95,6 +95,8 @@ def test_wrong_words_exit_2_in_one_line(
         (PermissionError(13, "Permission denied", "/out"), 1, "/out: Permission denied"),
         (ModuleNotFoundError("no", name="openvino"), 4, "pip install 'boxseg[openvino]'"),
         (RuntimeError("shape"), 1, "internal: RuntimeError: shape"),
+        (RuntimeError("[x.cpp:7] can't allocate memory: 9 bytes"), 1, "out of memory; try a sm"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "out of memory; try a smaller"),
         (click.BadParameter("must be a multiple of 32", param_hint="--imgsz"), 2, "--imgsz"),
     ],
 )
