@@ -36,6 +36,9 @@ VIDEO_SUFFIXES = frozenset(
 PIXEL_LIMIT = 89_478_485
 """Pixels above which an image is refused; a small file may claim to hold many gigabytes."""
 
+SIDE_LIMIT = 32_768
+"""Pixels of a side above which an image is refused: BXS_MAX_SIDE of the native library."""
+
 TRANSPARENT = (124, 116, 104)
 """RGB under transparent pixels: the padding colour, so that nothing looks like nothing."""
 
@@ -102,6 +105,18 @@ def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
     return pixels
 
 
+def refuse_huge(path: Path, height: int, width: int) -> None:
+    """Refuse a size before its pixels are decoded.
+
+    Raises:
+        DataError: if it is above `PIXEL_LIMIT` or `SIDE_LIMIT`.
+    """
+    if width * height > PIXEL_LIMIT:
+        raise DataError(f"{path}: {height} x {width} pixels; the limit is {PIXEL_LIMIT} pixels")
+    if max(width, height) > SIDE_LIMIT:
+        raise DataError(f"{path}: {height} x {width} pixels; the limit of a side is {SIDE_LIMIT}")
+
+
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read one image file.
 
@@ -116,7 +131,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         Pixels, uint8, RGB, (H, W, 3), contiguous, EXIF orientation applied.
 
     Raises:
-        DataError: if the file is missing, truncated, no image, or larger than `PIXEL_LIMIT`.
+        DataError: if the file is missing, truncated, no image, or larger than `PIXEL_LIMIT` or
+            `SIDE_LIMIT` allow.
     """
     path = Path(path)
     try:
@@ -131,10 +147,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
             warnings.simplefilter("ignore")  # Pillow warns of sizes and tags that are judged here
             with Image.open(path) as image:
                 width, height = image.size
-                if width * height > PIXEL_LIMIT:
-                    raise DataError(
-                        f"{path}: {height} x {width} pixels; the limit is {PIXEL_LIMIT} pixels"
-                    )
+                refuse_huge(path, height, width)
                 pixels = _turn_upright(_to_rgb(image, path), _orientation(image))
     except DataError:
         raise

@@ -116,7 +116,7 @@ class Metadata:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileMismatchError(f"the metadata is no JSON: {error}") from None
         return cls.from_dict(values)
 
@@ -294,8 +294,8 @@ class _Section:
 
     def positive_numbers(self, key: str, *, length: int) -> tuple[float, ...]:
         values = self._list(key, length)
-        if not all(_is_number(value) and 0 < value <= 1e9 for value in values):
-            raise self._refuse(key, "a list of positive numbers")
+        if not all(_is_number(value) and 1e-9 <= value <= 1e9 for value in values):
+            raise self._refuse(key, "a list of positive numbers in [1e-9, 1e9]")
         return tuple(values)
 
 

@@ -226,7 +226,7 @@ def test_a_size_that_is_not_the_files_drops_the_image(folder: Path) -> None:
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coco, "PIXEL_LIMIT", 32 * 48 - 1)
+    monkeypatch.setattr("boxseg.runtime.images.PIXEL_LIMIT", 32 * 48 - 1)
     with pytest.raises(DataError, match="32 x 48 pixels; the limit is 1535 pixels"):
         image_size(folder / "images" / "a.jpg")
 

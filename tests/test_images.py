@@ -134,6 +134,14 @@ def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_image(tmp_path / "a.png")
 
 
+def test_sides_that_the_letterbox_does_not_take_are_refused(tmp_path: Path) -> None:
+    Image.new("1", (32_768, 1)).save(tmp_path / "wide.png")
+    assert read_image(tmp_path / "wide.png").shape == (1, 32_768, 3)
+    Image.new("1", (1, 32_769)).save(tmp_path / "tall.png")
+    with pytest.raises(DataError, match="32769 x 1 pixels; the limit of a side is 32768"):
+        read_image(tmp_path / "tall.png")
+
+
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)

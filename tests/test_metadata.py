@@ -97,6 +97,7 @@ def test_what_the_network_writes_is_read() -> None:
             "metadata.head.coordinate_scales must be a list of 5",
         ),
         ("head.coordinate_scales", [0, 1, 1, 1, 1], "positive numbers"),
+        ("head.coordinate_scales", [1e-300, 1, 1, 1, 1], "positive numbers"),
         ("head.layer_widths", [6, 2], "the last of them 1"),
         ("head.relative_coordinates", 1, "true or false"),
         ("scores.score0", "max", "sqrt_cls_quality or cls, got 'max'"),
@@ -115,7 +116,7 @@ def test_every_wrong_value_is_named_in_one_line(path: str, value: Any, message: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"boxseg"'])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "null", '"boxseg"', "[" * 100_000])
 def test_text_that_is_no_description_is_refused(text: str) -> None:
     with pytest.raises(FileMismatchError, match="metadata"):
         Metadata.from_json(text)

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from boxseg.errors import DataError
 from boxseg.runtime.accuracy import Rle, encode_mask
-from boxseg.runtime.images import PIXEL_LIMIT, is_file, leaves_folder, read_image
+from boxseg.runtime.images import is_file, leaves_folder, read_image, refuse_huge
 from boxseg.train.annotation_table import (
     AnnotationTable,
     Texts,
@@ -73,10 +73,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
                 width, height = image.size
                 exact = image.format == "PNG"
                 turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-            if width * height > PIXEL_LIMIT:
-                raise DataError(
-                    f"{path}: {height} x {width} pixels; the limit is {PIXEL_LIMIT} pixels"
-                )
+            refuse_huge(path, height, width)
             if exact:
                 with Image.open(path) as image:  # verifying must come before all other reading
                     image.verify()
