@@ -374,7 +374,8 @@ def test_data_without_depth_maps_names_both_cures(folder: Path) -> None:
     cures = (
         f"make depth maps with boxseg data depth {folder} --predictor FILE.onnx, or train without "
         "depth: -o terms.depth=null -o terms.depth_consistency=null, and "
-        "-o pseudo_masks.quality_aware.depth_ranking=0 where the recipe has it"
+        "-o pseudo_masks.quality_aware.depth_ranking=0 -o terms.pairwise.depth_threshold=0 where "
+        "the recipe has them"
     )
     values = content()
     with pytest.raises(DataError, match=re.escape(cures)) as refused:

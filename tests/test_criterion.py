@@ -12,6 +12,7 @@ from boxseg.student import Student
 from boxseg.train.criterion import (
     Criterion,
     DepthConsistencyTerm,
+    PairwiseTerm,
     StepContext,
     build_criterion,
 )
@@ -567,3 +568,38 @@ def test_every_rank_averages_equally_often_with_and_without_positives(student: S
 def test_a_wrong_term_is_refused_with_its_path(terms: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build_criterion(terms, CONFIG)
+
+
+def test_pairs_of_like_colour_need_like_depth_where_the_recipe_says_so(student: Student) -> None:
+    # one colour everywhere, so that colour passes all pairs inside the grid of 16 x 24 cells
+    batch = batch_of(BOXES)
+    plain = replace(batch, images=torch.full_like(batch.images, 90))
+    # depth steps by 9 grey levels between columns 11 and 12, by 10 between rows 7 and 8
+    depth = torch.zeros(2, 16, 24)
+    depth[:, :, 12:] += 9
+    depth[:, 8:] += 10
+    context = StepContext(student, student(plain.images), replace(plain, depth=depth), 100)
+    built = build_criterion(
+        {"focal": {}, "pairwise": {"bottom_pixels": 0, "depth_threshold": 0.01}}, CONFIG
+    )
+    assert built.needs_depth
+    term = built.terms["pairwise"]
+    assert isinstance(term, PairwiseTerm)
+    edges = term.edges(context)[0]  # (4, B, 16, 24): right; below left, below, below right
+    right, below = edges[0, 0], edges[2, 0]
+    # exp(-4.5) is .011 and exp(-5) .0067; neighbours lie two cells apart
+    assert right[:, :22].all()
+    assert below[:6].all()
+    assert not below[6:8].any()
+    assert below[8:14].all()
+    # both steps at once are 19 levels
+    assert not edges[3, 0, 6:8, 10:12].any()
+    without = PairwiseTerm(bottom_pixels=0).edges(context)[0]
+    assert without[2, 0, 6:8].all()
+
+
+def test_pairs_of_like_depth_need_depth_maps(student: Student) -> None:
+    terms: dict[str, Any] = {"focal": {}, "pairwise": {"depth_threshold": 0.01}}
+    with pytest.raises(ValueError, match=r"terms\.pairwise needs data with depth maps"):
+        losses(student, terms, batch_of(BOXES))
+    assert not build_criterion({"focal": {}, "pairwise": {}}, CONFIG).needs_depth

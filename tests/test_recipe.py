@@ -478,3 +478,10 @@ def test_a_teacher_is_taken_out_by_null() -> None:
 def test_a_method_is_replaced_by_naming_another_and_null() -> None:
     changes = ["pseudo_masks.quality_aware=null", "pseudo_masks.box_teacher={}"]
     assert parse_recipe(TAUGHT, changes).pseudo_masks == {"box_teacher": {}}
+
+
+def test_a_recipe_uses_depth_where_a_term_reads_it() -> None:
+    assert not parse_recipe(MINIMAL).uses_depth
+    assert not parse_recipe(MINIMAL, ["terms.pairwise.depth_threshold=0"]).uses_depth
+    assert parse_recipe(MINIMAL, ["terms.pairwise.depth_threshold=0.01"]).uses_depth
+    assert parse_recipe(MINIMAL, ["terms.depth={}"]).uses_depth

@@ -60,6 +60,7 @@ _DEPTH = (
     # the terms that it waits for are warm already
     f"terms.depth_consistency={{start_steps: 0, warmup_steps: {_WARM}}}",
 )
+_EDGES = ("terms.pairwise.threshold=0.05", "terms.pairwise.depth_threshold=0.01")
 _PASTE = f"copy_paste={{peer: {{warmup_steps: {_WARM}}}}}"
 
 
@@ -149,6 +150,13 @@ ROWS: tuple[Row, ...] = (
         "mqs",
     ),
     Row("depth", "BoxInst + depth head, depth terms", _DEPTH),
+    Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
+    Row(
+        "edges_boxseg",
+        "BoxSeg, pairs of like colour and depth",
+        (*_QUALITY_AWARE, *_EDGES, "pseudo_masks={quality_aware: {depth_ranking: 0.3}}", _PASTE),
+        "pc",
+    ),
     Row(
         "depth_boxseg",
         "BoxSeg + depth, the product's recipe",

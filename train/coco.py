@@ -363,7 +363,8 @@ class CocoBoxes(Dataset[Sample]):
         return (
             f"make depth maps with boxseg data depth {self._root} --predictor FILE.onnx, or train "
             "without depth: -o terms.depth=null -o terms.depth_consistency=null, and "
-            "-o pseudo_masks.quality_aware.depth_ranking=0 where the recipe has it"
+            "-o pseudo_masks.quality_aware.depth_ranking=0 -o terms.pairwise.depth_threshold=0 "
+            "where the recipe has them"
         )
 
     def _keep_images(

@@ -312,10 +312,18 @@ class ProjectionTerm(_Options):
 
 @dataclass(frozen=True)
 class PairwiseTerm(_Options):
-    """BoxInst's pairwise term: neighbours of similar colour get one label."""
+    """BoxInst's pairwise term: neighbours of similar colour get one label.
+
+    With depth maps a pair may have to be of like depth as well. That is ours: on real photographs
+    pairs of like colour and not too different depth lie on one side of a contour far more often,
+    so that a smaller colour similarity will do and more pairs teach (docs/results).
+    """
 
     threshold: float = 0.3
     """Smallest colour similarity of a pair that counts."""
+    depth_threshold: Share = 0.0
+    """Smallest depth similarity that it needs as well; 0.01 is a step of 9.2 grey levels, 0 asks
+    for no depth maps."""
     warmup_steps: int = 10000
     """Optimizer steps over which the weight grows from 0."""
     bottom_pixels: float = 10.0
@@ -337,7 +345,11 @@ class PairwiseTerm(_Options):
         """Return which neighbouring pairs of the batch's clean images count."""
         lab = rgb_to_lab(mean_colour(context.batch.images))
         valid = context.valid_cells(self.bottom_pixels)
-        return directed_edges(colour_similarity(lab, valid), self.threshold)
+        edges = directed_edges(colour_similarity(lab, valid), self.threshold)
+        if self.depth_threshold:
+            depth = context.depth_of_batch("pairwise")
+            edges &= directed_edges(depth_similarity(depth, valid), self.depth_threshold)
+        return edges
 
 
 @dataclass(frozen=True)
@@ -639,7 +651,10 @@ class Criterion(nn.Module):
     @property
     def needs_depth(self) -> bool:
         """Whether a term reads depth maps."""
-        return bool(DEPTH_TERMS & set(self.terms))
+        vetoes = [
+            term.depth_threshold for term in self.terms.values() if isinstance(term, PairwiseTerm)
+        ]
+        return bool(DEPTH_TERMS & set(self.terms)) or any(vetoes)
 
     def forward(self, context: StepContext) -> dict[str, Tensor]:
         """Return {name: weighted scalar}; their sum is the loss."""

@@ -324,7 +324,8 @@ class Recipe(_Section):
     @property
     def uses_depth(self) -> bool:
         """Whether a term needs a depth map for every image."""
-        return not {"depth", "depth_consistency"}.isdisjoint(self.terms)
+        vetoed = self.terms.get("pairwise", {}).get("depth_threshold", 0)
+        return bool(vetoed) or not {"depth", "depth_consistency"}.isdisjoint(self.terms)
 
 
 class _Loader(yaml.SafeLoader):
