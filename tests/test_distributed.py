@@ -16,6 +16,7 @@ import torch
 import yaml
 from test_engine import RECIPE, write_data
 
+from boxseg.train.engine import _launched
 from boxseg.train.trainer_state import load_trainer_state
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -63,6 +64,59 @@ def test_two_processes_learn_what_one_does_even_where_one_sees_no_box(tmp_path: 
         assert torch.equal(first["state_dict"][name], second["state_dict"][name]), name
     state = load_trainer_state(tmp_path / "two" / "trainer.pt")
     assert (state.step, len(state.random)) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "expected"),
+    [
+        ({}, 1, (1, 1)),
+        ({}, 4, (4, 1)),
+        # torchrun on one machine, and on three of eight processes each
+        ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, 1, (2, 1)),
+        ({"LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "24"}, 8, (8, 3)),
+        # srun with two machines of four tasks each; a shell inside an allocation is no srun
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "3"}, 1, (4, 2)),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, 1, (1, 1)),
+    ],
+)
+def test_the_launcher_says_how_many_processes_and_machines_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    asked: int,
+    expected: tuple[int, int],
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _launched(asked) == expected
+
+
+def test_another_number_than_the_launchers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--devices 4: torchrun started 2 process"):
+        _launched(4)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command_that_one_process_runs(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    words = command(tmp_path)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    without_devices = [word for word in words[2:] if word not in ("--devices", "2")]
+    done = subprocess.run(
+        [*start, "-m", *without_devices],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stdout
+    assert load_trainer_state(tmp_path / "run" / "trainer.pt").step == 6
 
 
 def command(place: Path, *words: str) -> list[str]:

@@ -307,6 +307,31 @@ class Interrupts:
             signal.signal(number, handler)
 
 
+def _launched(devices: int) -> tuple[int, int]:
+    """Return processes on each machine and the number of machines, as torchrun or SLURM says.
+
+    Args:
+        devices: What the user asked for; 1 leaves it to the launcher.
+
+    Raises:
+        ValueError: if the user asks for another number than the launcher started.
+    """
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        launcher, here = "torchrun", int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = max(1, int(os.environ.get("WORLD_SIZE", here)) // here)
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        launcher, nodes = "srun", int(os.environ.get("SLURM_NNODES", "1"))
+        here = int(os.environ["SLURM_NTASKS"]) // nodes
+    else:
+        return devices, 1
+    if devices not in (1, here):
+        raise ValueError(
+            f"--devices {devices}: {launcher} started {here} process(es) on this machine; "
+            "leave --devices out"
+        )
+    return here, nodes
+
+
 def open_fabric(device: str, devices: int, precision: str) -> Fabric:
     """Return Fabric for a device as a user writes it.
 
@@ -338,11 +363,12 @@ def open_fabric(device: str, devices: int, precision: str) -> Fabric:
         raise ValueError(f"--device {device} names one GPU, --devices asks for {devices}")
     if name == "cpu" and precision == "16-mixed":
         raise ValueError("--precision 16-mixed needs a GPU; a CPU can do 32-true and bf16-mixed")
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    devices, nodes = _launched(devices)
     return Fabric(
         accelerator=name,
         devices=[int(index)] if index else devices,
-        strategy="ddp" if devices > 1 or launched else "auto",
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
         precision=cast(Any, precision),
     )
 
