@@ -60,7 +60,7 @@ _DEPTH = (
     # the terms that it waits for are warm already
     f"terms.depth_consistency={{start_steps: 0, warmup_steps: {_WARM}}}",
 )
-_EDGES = ("terms.pairwise.threshold=0.05", "terms.pairwise.depth_threshold=0.01")
+_EDGES = ("terms.pairwise.threshold=0.1", "terms.pairwise.depth_threshold=0.01")
 _PASTE = f"copy_paste={{peer: {{warmup_steps: {_WARM}}}}}"
 
 
