@@ -1,0 +1,18 @@
+"""A run that is killed at random moments ends as one that was left alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from kill_runs import kill_and_compare
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and process groups")
+def test_a_run_killed_six_times_ends_with_the_same_bits(tmp_path: Path) -> None:
+    found = kill_and_compare(tmp_path, kills=6, seed=0)
+    assert found["kills"] == 6
+    assert found["differences"] == []
+    assert found["files_left"] == []
