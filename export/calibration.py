@@ -101,8 +101,15 @@ class TensorRange:
     """RMS of what rounding to the asked type changes, as a share of the tensor's own RMS."""
 
 
-def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Open a graph in memory, on the CPU, without optimisation.
+def open_session(
+    model: onnx.ModelProto, *, optimised: bool = False
+) -> onnxruntime.InferenceSession:
+    """Open a graph in memory, on the CPU.
+
+    Args:
+        model: The graph.
+        optimised: Fuse nodes for speed, but for pairs of QuantizeLinear and DequantizeLinear, which
+            compute in fp32 with their rounding on every processor. Else node by node.
 
     Raises:
         BackendMissingError: if ONNX Runtime is not installed.
@@ -116,7 +123,9 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -41,8 +41,7 @@ DEFAULT_FORMS = {"onnx": "dense", "openvino": "dense", "trt": "topk"}
 copied."""
 DYNAMIC_BATCH = (1, 1, 8)
 """Least, best and most images where `--dynamic batch` says no more."""
-PRECISIONS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
-ABSENT_PRECISIONS = ("int8",)
+PRECISIONS = {name: name for name in ("fp32", "fp16", "bf16", "int8")}
 
 
 class SizeCommand(click.Command):
@@ -333,6 +332,7 @@ def _imitate(network: Network, samples: Samples, reduced: Reduced) -> ParityRepo
     from boxseg.export.verify import hold
     from boxseg.runtime.backends import open_backend
 
+    assert reduced.imitation is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "imitation.onnx"
         path.write_bytes(reduced.imitation.SerializeToString())
@@ -371,7 +371,7 @@ def write_verified(
     from boxseg.runtime.backends import open_backend
 
     precision = "fp32" if reduced is None else reduced.precision
-    temporary, opened = _write(traced if reduced is None else reduced.traced, kind, target)
+    temporary, opened = _write(traced if reduced is None else reduced.graph_for(kind), kind, target)
     try:
         found = audit(opened, precision, None if reduced is None else reduced.layers)
         imitation = None
@@ -512,7 +512,7 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
 )
 @click.option(
     "--precision",
-    type=Choice("precision", PRECISIONS, ABSENT_PRECISIONS),
+    type=Choice("precision", PRECISIONS, ()),
     help=f"{', '.join(PRECISIONS)}.  [default: fp32]",
 )
 @click.option("--half", is_flag=True, help="Same as --precision fp16.")
@@ -606,15 +606,11 @@ def export(
     """
     from boxseg.checkpoint import read_payload
     from boxseg.export.lowering import FLOAT_TYPES
-    from boxseg.export.precision import lower_network
+    from boxseg.export.precision import reduce_network
     from boxseg.export.to_onnx import OPSET, OPSETS, trace
     from boxseg.export.to_tensorrt import BuildOptions, build_engine, open_toolkit
 
     precision = _asked_precision(precision, half, int8)
-    if precision in ABSENT_PRECISIONS:
-        raise click.UsageError(
-            f"{precision} is not available in this version; available: {', '.join(PRECISIONS)}"
-        )
     if precision == "fp32" and calib is not None:
         raise click.UsageError("--calib is for reduced precision; give --precision too")
     if opset is None:
@@ -629,12 +625,15 @@ def export(
     targets = {kind: _target(source, out, kind, len(kinds), precision) for kind in kinds}
     cuda = _device_number(_torch_device(device))
     toolkit = open_toolkit(cuda) if "trt" in kinds else None  # before anything is written
+    samples = _samples(data, images)
+    calibration = None
+    if precision != "fp32":  # what is missing is said before the work
+        calibration = _calibration(precision, calib, calib_images, data, samples)
     networks = {
         form: open_network(source, imgsz, _torch_device(device), form=form, batch=images_per_run)
         for form in dict.fromkeys(forms.values())
     }
     network = networks[forms[kinds[0]]]
-    samples = _samples(data, images)
     config, size = network.student.config, network.metadata["imgsz"]
     click.echo(
         f"network      {network.file}: {config.backbone}, {len(config.classes)} "
@@ -670,15 +669,15 @@ def export(
         "files": [],
     }
     reduced: dict[str, Reduced] = {}
-    if precision != "fp32":
-        calibration = _calibration(precision, calib, calib_images, data, samples)
+    if calibration is not None:
         for name, graph in graphs.items():
-            reduced[name] = lower_network(graph, precision, calibration)
+            reduced[name] = reduce_network(graph, precision, calibration)
             _echo(reduced[name].lines())
         content["reduced"] = {name: each.as_dict() for name, each in reduced.items()}
     imitations = {
         name: functools.cache(functools.partial(_imitate, networks[name], samples, each))
         for name, each in reduced.items()
+        if each.imitation is not None
     }
     unverified = []
     for kind, target in targets.items():

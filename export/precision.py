@@ -8,10 +8,11 @@ sums. Accuracy is measured on it where no engine at hand executes the type.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,8 @@ from boxseg.runtime.preprocess import Fit
 
 if TYPE_CHECKING:
     import onnx
+
+    from boxseg.export.quantization import ChosenRange, Cost
 
 HEADROOM = 4.0
 """A tensor that reaches x on the calibration images may reach 4 x elsewhere."""
@@ -91,8 +94,8 @@ class Kept:
     node: str
     op_type: str
     rule: str
-    """One word: overflow, norm, curve, subnormal, coordinates, choice, operator or
-    neighbour."""
+    """overflow, norm, curve, subnormal, coordinates, choice, operator or neighbour; given back
+    of a layer that int8 costs too much."""
     reason: str
     """One sentence with the measured numbers."""
 
@@ -305,12 +308,25 @@ class Reduced:
     precision: str
     traced: TracedGraph
     """What is written; the metadata inside say the precision."""
-    imitation: onnx.ModelProto
-    """A graph that ONNX Runtime executes with the rounding of the asked type on any machine."""
+    imitation: onnx.ModelProto | None
+    """A graph that ONNX Runtime executes with the rounding of the asked type on any machine; None
+    if what is written is one: int8 rounds where its graph says so, whatever an engine multiplies
+    in."""
     layers: int
     """Layers whose weights are stored in the asked type."""
     kept: list[Kept]
     calibration: CalibrationSet
+    for_openvino: TracedGraph | None = None
+    """What is written for OpenVINO, where that differs: unsigned int8."""
+    ranges: Mapping[str, ChosenRange] = field(default_factory=dict)
+    """Of int8: tensor -> range."""
+    costs: list[Cost] = field(default_factory=list)
+    """Of int8: what each layer does to the network."""
+
+    def graph_for(self, kind: str) -> TracedGraph:
+        """Return what is written in a format."""
+        unsigned = self.for_openvino if kind == "openvino" else None
+        return self.traced if unsigned is None else unsigned
 
     def lines(self) -> list[str]:
         """Return the report for people."""
@@ -325,6 +341,12 @@ class Reduced:
         for rule, words in by_rule.items():
             example = next(entry for entry in self.kept if entry.rule == rule)
             lines.append(f"  {rule:<11} {', '.join(words)}: {example.reason}")
+        if self.ranges:
+            methods = Counter(chosen.method for chosen in self.ranges.values())
+            words = [f"{count} by {method}" for method, count in methods.items()]
+            lines.append(
+                f"  ranges      {', '.join(words)}: by what each changes in the next layer"
+            )
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -334,6 +356,17 @@ class Reduced:
             "layers": self.layers,
             "kept": [asdict(entry) for entry in self.kept],
             "calibration": self.calibration.record(),
+            "ranges": {name: asdict(chosen) for name, chosen in self.ranges.items()},
+            "costs": [
+                {
+                    "layer": entry.layer.weights,
+                    "convolutions": list(entry.layer.nodes),
+                    "error": entry.error,
+                    "gain": entry.gain,
+                    "cost": entry.cost,
+                }
+                for entry in sorted(self.costs, key=lambda entry: -entry.gain)
+            ],
         }
 
 
@@ -353,6 +386,28 @@ def _with_metadata(
     return model
 
 
+def _input_size(model: onnx.ModelProto) -> Fit:
+    """Return the size that the metadata of a graph state."""
+    described = next(entry.value for entry in model.metadata_props if entry.key == METADATA_KEY)
+    size = Metadata.from_json(described).imgsz
+    if not isinstance(size, Fit):
+        raise PrecisionError("reduced precision needs a fixed input size")
+    return size
+
+
+def _check(model: onnx.ModelProto, precision: str) -> None:
+    """Let onnx's checker judge what was written."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedOperatorError(
+            f"onnx.checker refuses the graph in {precision}: {reason}"
+        ) from error
+
+
 def lower_network(traced: TracedGraph, precision: str, calibration: CalibrationSet) -> Reduced:
     """Write a traced network in fp16 or bf16.
 
@@ -365,27 +420,10 @@ def lower_network(traced: TracedGraph, precision: str, calibration: CalibrationS
         PrecisionError: if the graph cannot be written in that type.
         UnsupportedOperatorError: if onnx's checker refuses what was written.
     """
-    import onnx
-
     kind = FLOAT_TYPES[precision]
     model = name_nodes(traced.model)
-    described = next(e.value for e in model.metadata_props if e.key == METADATA_KEY)
-    size = Metadata.from_json(described).imgsz
-    if not isinstance(size, Fit):
-        raise PrecisionError("reduced precision needs a fixed input size")
-    kept = plan(model, kind, calibration.inputs(size))
+    kept = plan(model, kind, calibration.inputs(_input_size(model)))
     stays = {entry.node for entry in kept}
-    lowered = lower(model, kind, stays)
-    imitation = rounded_graph(model, kind, stays)
-    for graph in (lowered, imitation):
-        _with_metadata(graph, precision, len(kept), calibration)
-        try:
-            onnx.checker.check_model(graph, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedOperatorError(
-                f"onnx.checker refuses the graph in {precision}: {reason}"
-            ) from error
     constants = {tensor.name for tensor in model.graph.initializer}
     layers = sum(
         node.op_type in PRODUCTS and node.name not in stays and node.input[1] in constants
@@ -395,4 +433,72 @@ def lower_network(traced: TracedGraph, precision: str, calibration: CalibrationS
         raise PrecisionError(
             f"no layer of this network can be in {precision}: {kept[0].reason if kept else 'none'}"
         )
+    lowered = lower(model, kind, stays)
+    imitation = rounded_graph(model, kind, stays)
+    for graph in (lowered, imitation):
+        _with_metadata(graph, precision, len(kept), calibration)
+        _check(graph, precision)
     return Reduced(precision, replace(traced, model=lowered), imitation, layers, kept, calibration)
+
+
+JUDGES = 8
+"""Images, of those for calibration, on which choices are compared."""
+COST_IMAGES = 2
+"""Images on which each layer is put into int8 alone."""
+
+
+def quantize_network(traced: TracedGraph, calibration: CalibrationSet) -> Reduced:
+    """Write a traced network in int8.
+
+    Args:
+        traced: In fp32.
+        calibration: Images to measure ranges on.
+
+    Raises:
+        PrecisionError: if the network has no layer that can be in int8.
+        UnsupportedOperatorError: if onnx's checker refuses what was written.
+    """
+    from boxseg.export import quantization as q
+
+    model = q.scale_after_activation(name_nodes(traced.model))
+    size = _input_size(model)
+    layers = q.layers_of(model)
+    tensors = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
+    if not layers:
+        raise PrecisionError("no layer of this network can be in int8: it has no convolution")
+    choices = {
+        name: q.candidates(numbers, peak)
+        for name, (numbers, peak) in q.sample(model, tensors, calibration.inputs(size)).items()
+    }
+    judges = list(itertools.islice(calibration.inputs(size), JUDGES))
+    ranges = q.choose_ranges(model, layers, choices, judges)
+    costs = q.measure_costs(model, layers, ranges, judges[:COST_IMAGES])
+    back = q.give_back(costs)
+    kept = [
+        Kept(
+            node,
+            "Conv",
+            "given back",
+            f"{entry.layer.weights} in int8 alone moves the last layers by "
+            f"{100 * entry.error:.2g} % of their deviation: {100 * entry.gain:.2g} % of the "
+            f"squared error of the whole for {100 * entry.cost:.2g} % of its cost",
+        )
+        for entry in back
+        for node in entry.layer.nodes
+    ]
+    returned = {entry.layer.weights for entry in back}
+    chosen = [layer for layer in layers if layer.weights not in returned]
+    graphs = [q.quantize(model, chosen, ranges, unsigned=unsigned) for unsigned in (False, True)]
+    for graph in graphs:
+        _with_metadata(graph, "int8", len(kept), calibration)
+        _check(graph, "int8")
+    signed, unsigned = (replace(traced, model=graph) for graph in graphs)
+    count = sum(len(layer.nodes) for layer in chosen)
+    return Reduced("int8", signed, None, count, kept, calibration, unsigned, ranges, costs)
+
+
+def reduce_network(traced: TracedGraph, precision: str, calibration: CalibrationSet) -> Reduced:
+    """Write a traced network in fp16, bf16 or int8; see `lower_network` and `quantize_network`."""
+    if precision == "int8":
+        return quantize_network(traced, calibration)
+    return lower_network(traced, precision, calibration)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -130,15 +131,56 @@ def test_bf16_needs_a_late_operator_set(
     assert captured.err.count("\n") == 1
 
 
-def test_ranges_are_measured_on_the_images_that_are_named(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of 16 pictures like those that the gate draws."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    frames = verify.drawn_samples(seed=1, count=16, height=96, width=128).frames
+    for index, pixels in enumerate(frames.values()):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def test_int8_is_signed_for_all_engines_and_executed_where_there_are_units(
+    run_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    noise = np.random.default_rng(0)
-    for index in range(16):
-        pixels = noise.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(photos / f"{index}.png")
+    words = ["export", str(run_folder), "--int8", "--calib", str(photos), "--format", "onnx"]
+    words += ["--format", "ov", "--imgsz", "64", "--json", str(tmp_path / "report.json")]
+    assert cli.run(words) == 0
+    assert f"measured on 16 of 16 images of {photos}" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    reduced = report["reduced"]["dense"]
+    assert len(reduced["calibration"]["files"]) == 16
+    assert {"minmax", "percentile", "mse"} >= {r["method"] for r in reduced["ranges"].values()}
+    assert all(entry["rule"] == "given back" for entry in reduced["kept"])
+    plain, openvino = report["files"]
+    for file in (plain, openvino):
+        assert file["parity"]["passed"]
+        assert file["audit"]["stored"]["int8"] == reduced["layers"] > 0
+        assert file["audit"]["failure"] is None
+        assert "imitation" not in file  # the graph itself rounds
+    if "int8" in openvino["audit"]["supported"]:
+        assert openvino["audit"]["executed"]["int8"] == reduced["layers"]
+    model = onnx.load(run_folder / "best_int8.onnx")
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert {types[name] for name in zeros} == {onnx.TensorProto.INT8}
+    assert backends.open_backend(run_folder / "best_int8.onnx").metadata.precision == "int8"
+
+
+def test_int8_needs_training_images_of_a_data_folder(
+    run_folder: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["export", str(run_folder), "--int8", "--data", str(photo)]) == 2
+    error = capsys.readouterr().err
+    assert "a data folder that has a train.json with --data" in error
+    assert error.count("\n") == 1
+
+
+def test_ranges_are_measured_on_the_images_that_are_named(
+    run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["export", str(run_folder), "--half", "--calib", str(photos)]
     assert cli.run(words) == 0
     assert f"measured on 16 of 16 images of {photos}" in capsys.readouterr().out
@@ -230,11 +272,12 @@ def test_verify_tells_other_weights_from_another_network(
     [
         (["--format", "coreml"], "must be one of onnx, openvino, ov, trt, tensorrt, engine"),
         (["--workspace", "0"], "0.0 is not in the range x>0"),
-        (["--precision", "fp8"], "must be one of fp32, fp16, bf16, got 'fp8'"),
+        (["--precision", "fp8"], "must be one of fp32, fp16, bf16, int8, got 'fp8'"),
         (["--half", "--precision", "bf16"], "--precision bf16 and --half contradict each other"),
         (["--half", "--int8"], "--half and --int8 contradict each other; give one"),
         (["--calib", "photos"], "--calib is for reduced precision; give --precision too"),
         (["--half", "--calib-images", "15"], "--calib-images"),
+        (["--int8"], "--precision int8 needs calibration images: name a folder or a COCO file"),
         (["--imgsz", "100"], "must be multiples of 32 (height first), got 100 100"),
         (["--imgsz", "64", "100"], "must be multiples of 32 (height first), got 64 100"),
         (["--imgsz", "big"], "must be one number or height and width, got 'big'"),
