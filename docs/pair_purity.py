@@ -2,9 +2,10 @@
 
     python docs/pair_purity.py $BOXSEG_DATA/pennfudan purity.json --short 160
 
-The pairs are those that the pairwise term would count: they start inside a box, on the stride-4 grid,
-two cells apart. `wrong` is the share of passing pairs that cross the contour of the box's object, and
-`covered` the share of all pairs on one side that pass. Images are the first of train.json, not flipped.
+The pairs are those that the pairwise term would count: they start inside a box, on the stride-4
+grid, two cells apart. `wrong` is the share of passing pairs that cross the contour of the box's
+object, `covered` the share of all pairs on one side that pass. Images are the first of train.json,
+not flipped.
 """
 
 import argparse
