@@ -626,3 +626,12 @@ def test_a_wrong_section_is_refused_with_its_whole_path(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         build_copy_paste(section)
+
+
+def test_a_box_that_leaves_the_image_by_a_rounding_is_cut_at_its_border() -> None:
+    bank = filled(ALWAYS, batch_of([[[-1.5e-5, -1.5e-5, 32.0, 40.0]]]))
+    (peer,) = bank._peers
+    assert peer.origin == (0, 0)
+    assert peer.image.shape == (3, 40, 32)
+    batch = batch_of([[LEFT]], seed=1)
+    assert len(bank.paste(batch, pseudo_of(batch), step=3, teacher_step=3)[0].boxes[0]) == 2

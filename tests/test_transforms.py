@@ -278,3 +278,21 @@ def test_without_jitter_boxes_stay_and_a_box_never_vanishes() -> None:
         assert (moved[0, 2:] - moved[0, :2] >= 2).all()
     none = np.zeros((0, 4), dtype=np.float32)
     assert Geometry((64,), 64, box_jitter=0.4).careless(none, (9, 9), 0).shape == (0, 4)
+
+
+def test_boxes_at_the_border_never_leave_the_image() -> None:
+    # in float32, 277 * (195 / 277) is 195.00002; mirrored, it is -0.00002
+    for width in (277, 303, 319, 325, 331):
+        frame = AnnotatedImage(
+            image=np.zeros((250, width, 3), dtype=np.uint8),
+            boxes=np.array([[0, 0, width, 250], [width - 30.3, 9, width, 250]], dtype=np.float32),
+            labels=np.zeros(2, dtype=np.int64),
+            image_id=1,
+            file_name="a",
+        )
+        rule = Geometry((176,), 352, flip="on")
+        for epoch in range(4):
+            sample = rule(frame, np.zeros(1, dtype=np.int64), epoch=epoch, index=0)
+            assert sample.boxes.min() >= 0
+            assert sample.boxes[:, 2].max() <= sample.image.shape[2]
+            assert sample.boxes[:, 3].max() <= sample.image.shape[1]

@@ -446,7 +446,8 @@ class MemoryBank:
         """Cut one object out of an image; `numbers` are box, label, quality and confidence."""
         stride = MASK_LOSS_STRIDE
         x1, y1, x2, y2 = (float(side) for side in numbers[:4])
-        top, left = math.floor(y1 / stride), math.floor(x1 / stride)
+        # a box may lie outside by the rounding of a float32
+        top, left = max(math.floor(y1 / stride), 0), max(math.floor(x1 / stride), 0)
         height, width = pseudo.masks[row].shape[1:]
         bottom = min(max(math.ceil(y2 / stride), top + 1), height)
         right = min(max(math.ceil(x2 / stride), left + 1), width)

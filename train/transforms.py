@@ -295,6 +295,8 @@ class Geometry:
             )
             labels = mirrored[labels]
             masks = None if masks is None else masks.flip(2)
+        # float32: a side at the border may have come to lie outside of it
+        boxes = np.clip(boxes, 0, np.array([size[1], size[0]] * 2, dtype=np.float32))
         depth = None if frame.depth is None else sample_depth(frame.depth, size, flipped=flipped)
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
