@@ -266,6 +266,19 @@ def _calibration(
     return CalibrationSet((), samples.source, tuple(samples.frames.values()))
 
 
+def _truth(precision: str, data: Path | None) -> Path:
+    """Return the annotation file that --report judges on."""
+    if precision == "fp32":
+        raise click.UsageError("--report compares precisions; give --precision too")
+    file = data / "val.json" if data is not None and data.is_dir() else data
+    if file is None or not file.is_file() or file.suffix != ".json":
+        raise click.UsageError(
+            "--report needs masks and boxes to judge on: name a data folder with a val.json, or a "
+            f"COCO file, with --data (got {data})"
+        )
+    return file
+
+
 def _target(source: Path, out: Path | None, kind: str, formats: int, precision: str) -> Path:
     """Return where a format goes: beside the model file, into a folder, or as named."""
     from boxseg.checkpoint import model_file
@@ -571,6 +584,25 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
 )
 @_DATA_OPTION
 @_IMAGES_OPTION
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path),
+    help="Reduced precision: judge fp32, fp16 and the asked one on the val.json or COCO file of "
+    "--data, and write AP per class, worst images and layers to give back here.",
+)
+@click.option(
+    "--report-images",
+    type=click.IntRange(1),
+    help="Judge the first N images alone.  [default: all]",
+)
+@click.option(
+    "--report-layers",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="int8: how many layers to give back on trial; each judges all images again.",
+)
 @_DEVICE_OPTION
 @_JSON_OPTION
 def export(
@@ -592,6 +624,9 @@ def export(
     out: Path | None,
     data: Path | None,
     images: int,
+    report_path: Path | None,
+    report_images: int | None,
+    report_layers: int,
     device: str,
     json_path: Path | None,
 ) -> None:
@@ -625,6 +660,7 @@ def export(
     targets = {kind: _target(source, out, kind, len(kinds), precision) for kind in kinds}
     cuda = _device_number(_torch_device(device))
     toolkit = open_toolkit(cuda) if "trt" in kinds else None  # before anything is written
+    truth = None if report_path is None else _truth(precision, data)
     samples = _samples(data, images)
     calibration = None
     if precision != "fp32":  # what is missing is said before the work
@@ -711,6 +747,25 @@ def export(
         content["files"].append({"format": kind, "form": form} | written.as_dict())
         if written.parity is None and written.audit is not None:
             unverified.append(f"{written.path}: {written.audit.engine} cannot run it here")
+    if report_path is not None and truth is not None:
+        from boxseg.export import precision_report
+
+        form = next(iter(reduced))
+        proven = {
+            file["format"]: Path(file["path"])
+            for file in content["files"]
+            if file["form"] == form and "parity" in file
+        }
+        judged, tried = precision_report.compare_precisions(
+            reduced[form],
+            graphs[form],
+            proven,
+            truth,
+            max_images=report_images,
+            layers=report_layers,
+        )
+        _echo(precision_report.report_lines(judged, tried))
+        _write_json(report_path, precision_report.as_dict(judged, tried, truth))
     _write_json(json_path, content)
     if unverified:
         raise UnverifiedError("; ".join(unverified))
