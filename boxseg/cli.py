@@ -197,8 +197,9 @@ def help_(ctx: click.Context, command: str | None) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Join lines, so that a message stays one line in a log."""
-    return " ".join(text.split())
+    """Join lines, so that a message stays one line in a log; a file's name commands no terminal."""
+    shown = " ".join(text.split())
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
 
 
 def _validation_message(error: ValueError) -> str:

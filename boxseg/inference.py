@@ -193,10 +193,20 @@ class TorchBackend:
             batch: For the metadata; see `describe`.
 
         Raises:
+            ValueError: if that is no device.
             BackendMissingError: if the device is not there.
         """
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise BackendMissingError(f"device {device} is not available: torch finds no CUDA GPU")
+        kind, colon, number = device.partition(":")
+        if device != "cpu" and not (kind == "cuda" and (not colon or number.isdigit())):
+            raise ValueError(
+                f"device must be cpu, cuda or cuda:N for a network in torch, got {device!r}"
+            )
+        gpus = torch.cuda.device_count() if kind == "cuda" else 0
+        if kind == "cuda" and int(number or 0) >= gpus:
+            raise BackendMissingError(
+                f"device {device} is not available: torch finds "
+                + (f"{gpus} CUDA GPUs, cuda:0 the first" if gpus else "no CUDA GPU")
+            )
         self.device = device
         self.metadata = describe(student.config, short_long=short_long, form=form, batch=batch)
         self._student = student.to(device)

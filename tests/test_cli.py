@@ -87,6 +87,7 @@ def test_wrong_words_exit_2_in_one_line(
     [
         (DataError("no image in x.json;\nneeds one"), 3, "no image in x.json; needs one"),
         (ParityError("boxes differ by 3.0"), 6, "boxes differ by 3.0"),
+        (DataError("\x1b[2J\0.png: no such file"), 3, r"\x1b[2J\x00.png: no such file"),
         (FileMismatchError("x.pt is not a model file"), 8, "x.pt is not a model file"),
         (ValueError("model.imgsz must be at least 32, got 8"), 2, "model.imgsz must be"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -80,6 +80,12 @@ def test_a_device_that_is_not_there_is_an_error(student: Student) -> None:
         TorchBackend(student, device="cuda:0")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:", "cuda:x", "CPU", "", "meta"])
+def test_a_word_that_is_no_device_is_refused(student: Student, device: str) -> None:
+    with pytest.raises(ValueError, match=f"must be cpu, cuda or cuda:N .* got '{device}'"):
+        TorchBackend(student, device=device)
+
+
 def slow_pairs(dense: dict[str, npt.NDArray[np.float32]], count: int) -> list[tuple[int, int]]:
     """The best (location, class) pairs of one image, in plain loops."""
     logits, quality = dense["class_logits"][0], dense["quality_logits"][0]
