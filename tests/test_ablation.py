@@ -180,6 +180,7 @@ def test_after_a_failure_nothing_more_is_begun(
         (["--row", "magic"], "'magic' is not a row; rows: condinst, boxinst"),
         (["--config", "no_such_recipe"], "no_such_recipe"),
         (["-o", "data.colour=1"], "data.colour is not a setting"),
+        (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got tpu"),
     ],
 )
 def test_mistakes_are_found_before_the_first_training(

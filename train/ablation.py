@@ -634,6 +634,7 @@ def ablate(
     recipe = find_recipe(config)
     for row in plan.rows:  # find out now, not after hours
         _check_settings(plan, recipe, row)
+    _check_device(device, precision)
     _same_plan(plan)
     entries = run_plan(plan, click.echo)
     lines = table(entries, plan.rows)
@@ -647,6 +648,13 @@ def _check_settings(plan: Plan, recipe: Path, row: Row) -> None:
     command = row_run(plan, plan.data[0], plan.seeds[0], row).command
     settings = [word for before, word in itertools.pairwise(command) if before == "-o"]
     read_recipe(recipe, settings)
+
+
+def _check_device(device: str, precision: str) -> None:
+    """Refuse what every run would refuse after its start."""
+    from boxseg.train.engine import open_fabric
+
+    open_fabric(device, 1, precision)
 
 
 def _same_plan(plan: Plan) -> None:
