@@ -67,6 +67,12 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _last_line(error: BaseException) -> str:
+    """Return the reason; OpenVINO begins with the places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def _read_metadata(text: str, path: Path) -> Metadata:
     try:
         return Metadata.from_json(text)
@@ -242,6 +248,10 @@ class OpenVinoBackend:
             ) from None
         core = openvino.Core()
         wanted = (device or "cpu").upper()
+        if ":" in wanted and not wanted.startswith("AUTO:"):
+            raise ValueError(
+                f"device must be a name of OpenVINO's, as GPU or GPU.0, got {device!r}"
+            )
         available = list(core.available_devices)
         if wanted.partition(":")[0].partition(".")[0] not in {
             *(name.partition(".")[0] for name in available),
@@ -262,7 +272,7 @@ class OpenVinoBackend:
             self._compiled = core.compile_model(model, wanted, settings)
         except Exception as error:  # all of its errors are RuntimeError or its children
             raise FileMismatchError(
-                f"{path} cannot be compiled by OpenVINO for {wanted}: {_first_line(error)}"
+                f"{path} cannot be compiled by OpenVINO for {wanted}: {_last_line(error)}"
             ) from None
         running = [str(name) for name in self._compiled.get_property("EXECUTION_DEVICES")]
         if wanted != "AUTO" and not any(
@@ -290,9 +300,8 @@ class OpenVinoBackend:
         try:
             return core.read_model(str(xml), str(weights))
         except Exception as error:  # all of its errors are RuntimeError or its children
-            reason = [line for line in str(error).splitlines() if line.strip()]
             raise FileMismatchError(
-                f"{xml} cannot be read by OpenVINO: {reason[-1].strip() if reason else 'damaged'}"
+                f"{xml} cannot be read by OpenVINO: {_last_line(error)}"
             ) from None
 
     def _check(self, path: Path, model: openvino.Model) -> None:

@@ -152,6 +152,8 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
         open_backend(path, device="tpu")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         open_backend(path, threads=0)
+    with pytest.raises(ValueError, match=r"as GPU or GPU\.0, got 'cpu:0'"):
+        open_backend(_write("openvino", tmp_path, describe()), device="cpu:0")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
