@@ -5,6 +5,7 @@ rows on those data sets, `ablation` the rows of the papers' ablations. A name is
 folder and suffix, and names one file.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -21,6 +22,17 @@ def known_recipes() -> list[str]:
     return list(shipped_recipes())
 
 
+def suggest_recipes(name: str) -> str:
+    """Say which recipes there are: those like a name, all for small data, and where the rest is."""
+    known = known_recipes()
+    small = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
+    near = [like for like in get_close_matches(name, known, n=4, cutoff=0.7) if like not in small]
+    return (
+        f"known recipes: {', '.join([*near, *small])} and {len(known) - len(small) - len(near)} "
+        "more in coco, voc, cityscapes and ablation under configs"
+    )
+
+
 def names_a_file(name_or_file: str) -> bool:
     """Whether a text is the path of a file: it ends in .yaml or .yml or holds a slash."""
     return name_or_file.endswith((".yaml", ".yml")) or "/" in name_or_file
@@ -34,13 +46,13 @@ def find_recipe(name_or_file: str) -> Path:
             file; see `names_a_file`.
 
     Raises:
-        ValueError: if there is no such recipe; the message lists the known names.
+        ValueError: if there is no such recipe; the message says which there are.
     """
     is_path = names_a_file(name_or_file)
     path = Path(name_or_file) if is_path else shipped_recipes().get(name_or_file)
     if path is not None and path.is_file():
         return path
     raise ValueError(
-        f"--config: there is no {'file' if is_path else 'recipe'} {name_or_file!r}; known recipes: "
-        f"{', '.join(known_recipes())}; or give the path of a YAML file"
+        f"--config: there is no {'file' if is_path else 'recipe'} {name_or_file!r}; "
+        f"{suggest_recipes(name_or_file)}; or give the path of a YAML file"
     )

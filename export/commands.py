@@ -301,17 +301,43 @@ def _target(source: Path, out: Path | None, kind: str, formats: int, precision: 
     return out / name
 
 
-def _write(traced: TracedGraph, kind: str, target: Path) -> tuple[Path, Path]:
-    """Write one format under a temporary name; return it and the file to open."""
+def _free_target(target: Path, kind: str) -> Path:
+    """Refuse to replace what is no export of this format; return the target."""
+    if kind != "openvino":
+        foreign = "is a folder" if target.is_dir() else ""
+    elif target.is_dir():
+        others = sorted(p.name for p in target.iterdir() if p.suffix not in (".xml", ".bin"))
+        foreign = f"holds more than an OpenVINO model: {others[0]}" if others else ""
+    else:
+        foreign = "is a file" if target.exists() else ""
+    if foreign:
+        raise click.BadParameter(
+            f"{target} would be replaced, but it {foreign}; name another place",
+            param_hint="'--out'",
+        )
+    return target
+
+
+def _temporary(kind: str, target: Path) -> Path:
+    """Return the name of a file until it is proven."""
+    stem = target.name.removesuffix(ENDINGS[kind])
+    return target.with_name(f"{stem}.tmp{ENDINGS[kind]}")
+
+
+def _write(traced: TracedGraph, kind: str, target: Path) -> Path:
+    """Write one format under its temporary name; return the file to open."""
     from boxseg.export.to_onnx import write_onnx
     from boxseg.export.to_openvino import write_openvino
 
-    if kind == "onnx":
-        temporary = target.with_name(f"{target.stem}.tmp.onnx")
-        return temporary, write_onnx(traced, temporary)
-    name = target.name.removesuffix("_openvino_model")
-    temporary = target.with_name(f"{name}.tmp_openvino_model")
-    return temporary, write_openvino(traced, temporary, stem=name)
+    temporary = _temporary(kind, target)
+    try:
+        if kind == "onnx":
+            return write_onnx(traced, temporary)
+        return write_openvino(traced, temporary, stem=target.name.removesuffix(ENDINGS["openvino"]))
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # as of a full disk
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -384,8 +410,9 @@ def write_verified(
     from boxseg.runtime.backends import open_backend
 
     precision = "fp32" if reduced is None else reduced.precision
-    temporary, opened = _write(traced if reduced is None else reduced.graph_for(kind), kind, target)
+    temporary = _temporary(kind, target)
     try:
+        opened = _write(traced if reduced is None else reduced.graph_for(kind), kind, target)
         found = audit(opened, precision, None if reduced is None else reduced.layers)
         imitation = None
         if imitate is not None and not found.executes:
@@ -491,7 +518,10 @@ _DEVICE_OPTION = click.option(
     "--device", default="cpu", show_default=True, help="Where torch runs: cpu, cuda, cuda:N or N."
 )
 _JSON_OPTION = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write the report here too."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report here too.",
 )
 
 
@@ -657,7 +687,10 @@ def export(
     images_per_run = _batch(batch, dynamic)
     kinds = list(dict.fromkeys(formats))
     forms = {kind: form or DEFAULT_FORMS[kind] for kind in kinds}
-    targets = {kind: _target(source, out, kind, len(kinds), precision) for kind in kinds}
+    targets = {
+        kind: _free_target(_target(source, out, kind, len(kinds), precision), kind)
+        for kind in kinds
+    }
     cuda = _device_number(_torch_device(device))
     toolkit = open_toolkit(cuda) if "trt" in kinds else None  # before anything is written
     truth = None if report_path is None else _truth(precision, data)

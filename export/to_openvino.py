@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from boxseg.errors import BackendMissingError, UnsupportedOperatorError
+from boxseg.errors import BackendMissingError, BoxSegError, UnsupportedOperatorError
 from boxseg.export.to_onnx import EXPORT_KEY, TracedGraph, write_onnx
 from boxseg.runtime.metadata import METADATA_KEY
 
@@ -28,6 +28,7 @@ def write_openvino(traced: TracedGraph, folder: Path, *, stem: str = "best") -> 
 
     Raises:
         BackendMissingError: if OpenVINO is not installed.
+        BoxSegError: if the files cannot be written.
         UnsupportedOperatorError: if the converter refuses the graph.
     """
     try:
@@ -52,5 +53,11 @@ def write_openvino(traced: TracedGraph, folder: Path, *, stem: str = "best") -> 
     model.set_rt_info(stored[METADATA_KEY], METADATA_KEY)
     model.set_rt_info(json.dumps(made_by, sort_keys=True), EXPORT_KEY)
     target = folder / f"{stem}.xml"
-    openvino.save_model(model, str(target), compress_to_fp16=False)
+    try:
+        openvino.save_model(model, str(target), compress_to_fp16=False)
+    except RuntimeError as error:  # its streams do not say what the system said
+        reason = str(error).strip().splitlines()[-1]
+        raise BoxSegError(
+            f"{target} cannot be written (is the disk full, or the folder read-only?): {reason}"
+        ) from error
     return target

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from boxseg.runtime.segmenter import Segmenter
 
 FILE = click.Path(path_type=Path)
+REPORT = click.Path(path_type=Path, dir_okay=False)
+"""A file that is written: a folder of that name is refused before the work, not after it."""
 
 TORCH_SUFFIXES = (".pt", ".pth")
 BENCH_FRAMES = 64  # decoded frames are kept in memory
@@ -229,7 +231,7 @@ def _picture_path(folder: Path, frame: Frame, taken: set[Path]) -> Path:
     show_default=True,
     help="Folder for the pictures.",
 )
-@click.option("--save-json", type=FILE, help="Write all detections to this file (COCO).")
+@click.option("--save-json", type=REPORT, help="Write all detections to this file (COCO).")
 @click.option("--no-pictures", is_flag=True, help="Do not draw.")
 def predict(
     model: Path,
@@ -258,10 +260,11 @@ def predict(
         for file in files:
             if file.parent.resolve() == out.resolve():
                 raise click.UsageError(f"--out {out} holds the source {file}; name another folder")
-        out.mkdir(parents=True, exist_ok=True)
     segmenter = open_model(
         model, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
     )
+    if not no_pictures:
+        out.mkdir(parents=True, exist_ok=True)
     failed: list[DataError] = []
 
     def skip(error: DataError) -> None:
@@ -350,8 +353,8 @@ def _annotation_file(data: Path) -> Path:
 @click.option("--filled-boxes", is_flag=True, help="Also mask AP of the boxes filled.")
 @click.option("--per-class", is_flag=True, help="Also AP of each class.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Judge the first N images alone.")
-@click.option("--json", "json_file", type=FILE, help="Write the numbers to this file.")
-@click.option("--save-json", type=FILE, help="Write the detections to this file (COCO results).")
+@click.option("--json", "json_file", type=REPORT, help="Write the numbers to this file.")
+@click.option("--save-json", type=REPORT, help="Write the detections to this file (COCO results).")
 def evaluate(
     model: Path,
     data: Path,
@@ -497,7 +500,7 @@ def _timing_lines(timing: Timing, heading: str) -> list[str]:
     show_default=True,
     help="Also time the engine alone on N images per call.",
 )
-@click.option("--json", "json_file", type=FILE, help="Write settings, machine and times here.")
+@click.option("--json", "json_file", type=REPORT, help="Write settings, machine and times here.")
 def bench(
     models: tuple[Path, ...],
     source: Path | None,
@@ -646,8 +649,8 @@ def _bench_notes(timings: list[Timing], machine: dict[str, Any]) -> list[str]:
     show_default=True,
     help="Length of each case's race.",
 )
-@click.option("--json", "json_file", type=FILE, help="Write the rows to this file.")
-@click.option("--plot", "plot_file", type=FILE, help="Draw the ratios into this picture.")
+@click.option("--json", "json_file", type=REPORT, help="Write the rows to this file.")
+@click.option("--plot", "plot_file", type=REPORT, help="Draw the ratios into this picture.")
 def bench_native(
     parts: tuple[str, ...], seconds: float, json_file: Path | None, plot_file: Path | None
 ) -> None:
@@ -734,7 +737,7 @@ def _lacks(
 
 
 @click.command()
-@click.option("--json", "json_file", type=FILE, help="Write the findings to this file.")
+@click.option("--json", "json_file", type=REPORT, help="Write the findings to this file.")
 def doctor(json_file: Path | None) -> None:
     """Say what this machine can run and export, and what is missing.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from deployed import dense_outputs, describe, write_onnx
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -197,6 +198,9 @@ def test_a_network_that_answers_no_map_is_refused(tmp_path: Path) -> None:
         OnnxDepth(tmp_path / "none.onnx")
     with pytest.raises(FileMismatchError, match="is no file"):
         OnnxDepth(tmp_path)
+    segmenter = write_onnx(tmp_path / "best.onnx", dense_outputs(0), describe())
+    with pytest.raises(FileMismatchError, match=r"best\.onnx is a segmenter of boxseg"):
+        OnnxDepth(segmenter)
     (tmp_path / "text.onnx").write_text("no network")
     with pytest.raises(FileMismatchError, match=r"damaged or no ONNX file"):
         OnnxDepth(tmp_path / "text.onnx")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -15,13 +15,17 @@ from PIL import Image
 
 from boxseg import cli
 from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_atomically
+from boxseg.errors import BoxSegError
 from boxseg.export import verify
-from boxseg.export.commands import left_behind
+from boxseg.export.commands import left_behind, write_verified
 from boxseg.runtime import backends
 from boxseg.runtime.agreement import Tolerance
 from boxseg.runtime.metadata import Batch
 from boxseg.runtime.preprocess import Fit
 from boxseg.student import Student
+
+if TYPE_CHECKING:
+    from boxseg.export.to_onnx import TracedGraph
 
 
 @pytest.fixture
@@ -326,6 +330,51 @@ def test_one_name_for_two_formats_is_refused(
     words = ["--format", "onnx", "--format", "openvino", "--out", str(tmp_path / "a.onnx")]
     assert cli.run(["export", str(run_folder), *words]) == 2
     assert "names one file for 2 formats; name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "words", "message"),
+    [
+        ("out/best.onnx/mine.txt", [], "best.onnx would be replaced, but it is a folder"),
+        (
+            "out/best_openvino_model/mine.txt",
+            ["--format", "openvino"],
+            "holds more than an OpenVINO model: mine.txt",
+        ),
+        ("out/best_openvino_model", ["--format", "ov"], "would be replaced, but it is a file"),
+        ("out", [], "is a file, not a folder"),
+    ],
+)
+def test_what_is_no_export_is_never_replaced(
+    run_folder: Path,
+    tmp_path: Path,
+    made: str,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / made).write_text("mine")
+    assert cli.run(["export", str(run_folder), "--out", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / made).read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_full_disk_leaves_no_half_of_a_file(
+    tiny_graph: TracedGraph, tmp_path: Path, kind: str
+) -> None:
+    resource = pytest.importorskip("resource", reason="limits the size of files")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    target = tmp_path / ("best" + {"onnx": ".onnx", "openvino": "_openvino_model"}[kind])
+    nothing: Any = None  # of network and frames, which are not reached
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises((OSError, BoxSegError), match=r"too large|cannot be written"):
+            write_verified(tiny_graph, kind, target, nothing, nothing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_stays_behind_is_counted() -> None:

@@ -306,6 +306,29 @@ def test_bench_refuses_the_same_model_twice(
 # --- models --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("predict", ["--save-json"]),
+        ("eval", ["--data", ".", "--json"]),
+        ("eval", ["--data", ".", "--save-json"]),
+        ("bench", ["--json"]),
+    ],
+)
+def test_a_report_that_names_a_folder_is_refused_before_the_work(
+    model: Path, folder: Path, command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [folder] if command == "predict" else []
+    assert _run(command, model, *sources, *words, folder) == 2
+    assert f"File '{folder}' is a directory" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_open_leaves_no_folder(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "foreign.onnx").write_bytes(b"no model")
+    assert _run("predict", tmp_path / "foreign.onnx", folder, "--out", tmp_path / "out") == 8
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_model_is_a_usage_error(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

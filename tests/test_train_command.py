@@ -153,6 +153,8 @@ def test_weights_start_a_run_and_are_listed(
         (["--resume"], 2, "--resume: there is no trainer.pt in runs/tiny-reds-s0"),
         (["--resume", "--weights", "tiny.yaml"], 2, "cannot go with --resume"),
         (["--name", "a", "--out", "b"], 2, "give one"),
+        (["--name", "../a"], 2, "--name is a folder under runs/, got '../a'; see --out"),
+        (["--config", "boxteacher_resnet5"], 2, "known recipes: boxteacher_resnet50"),
         (["--device", "quantum"], 2, "--device must be auto, cpu, cuda or cuda:N, got quantum"),
         (["--devices", "0"], 2, "--devices must be at least 1"),
         (["--precision", "4-bit"], 2, "4-bit"),

@@ -550,7 +550,7 @@ def _chosen(names: tuple[str, ...]) -> tuple[Row, ...]:
     for name in names:
         if name not in known:
             raise click.BadParameter(
-                f"{name!r} is not a row; rows: {', '.join(known)}", param_hint="'--rows'"
+                f"{name!r} is not a row; rows: {', '.join(known)}", param_hint="'--row'"
             )
     if not names:
         return ROWS

@@ -166,6 +166,8 @@ def train(
     )
     if name is not None and out is not None:
         raise click.UsageError("--name and --out both name the run folder; give one")
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise click.UsageError(f"--name is a folder under {RUNS}/, got {name!r}; see --out")
     config, recipe = _load_recipe(config, out, settings, resume=resume)
     _check_files(data, weights)
     default = RUNS / (name or _run_name(config, data, recipe.seed))

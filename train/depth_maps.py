@@ -21,6 +21,7 @@ from PIL import Image
 from boxseg.errors import BackendMissingError, DataError, FileMismatchError
 from boxseg.runtime.external_data import refuse_escaping_files
 from boxseg.runtime.images import is_file, read_image
+from boxseg.runtime.metadata import METADATA_KEY
 from boxseg.train.annotation_table import (
     is_box,
     parse_annotation_file,
@@ -103,6 +104,8 @@ class OnnxDepth:
         self._short_side = short_side
         self._divisor = divisor
         self._session = _open_session(path, device)
+        if METADATA_KEY in self._session.get_modelmeta().custom_metadata_map:
+            raise FileMismatchError(f"{path} is a segmenter of boxseg, no depth network")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             shapes = ", ".join(f"{entry.name} {entry.shape}" for entry in inputs)

@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from boxseg.config import BackboneName, FinalRule, ModelConfig, Norm, Score0Rule
-from boxseg.configs import known_recipes, names_a_file, shipped_recipes
+from boxseg.configs import names_a_file, shipped_recipes, suggest_recipes
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 TermOptions = dict[str, bool | int | float | str]
@@ -481,8 +481,8 @@ def _base_file(base: object, path: Path) -> Path:
         file = shipped_recipes().get(base)
         if file is None:
             raise ValueError(
-                f"{path}: base: there is no recipe {base!r}; known recipes: "
-                f"{', '.join(known_recipes())}; or give the path of a YAML file"
+                f"{path}: base: there is no recipe {base!r}; {suggest_recipes(base)}; "
+                "or give the path of a YAML file"
             )
         return file
     if Path(base).is_absolute():

@@ -194,7 +194,12 @@ def _recipe(config: str, overrides: tuple[str, ...], precision: str | None) -> R
 )
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds.")
 @click.option("--iters", type=click.IntRange(1), default=5, show_default=True, help="Rounds.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report.",
+)
 def bench_step(
     config: str,
     data: Path,
