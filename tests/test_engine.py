@@ -390,6 +390,41 @@ def test_a_run_with_a_teacher_resumes_bit_for_bit(data: Path, tmp_path: Path) ->
     assert rest.step == 9
 
 
+def test_a_run_cut_off_inside_an_epoch_goes_on_from_the_save_inside_it(
+    data: Path, tmp_path: Path
+) -> None:
+    class PowerCutError(Exception):
+        pass
+
+    recipe = recipe_with(*TEACHER)
+    run(recipe, settings_for(data, tmp_path / "whole"))
+    cut = settings_for(data, tmp_path / "parts")
+    engine = Engine(recipe_with(*TEACHER, "schedule.save_every=4"), cut)
+    engine.start_folder()
+    reports = quiet_reports(engine)
+
+    def step(report: StepReport) -> None:
+        if report.step == 5:
+            raise PowerCutError
+
+    reports.step = step  # type: ignore[method-assign]  # cuts the run off
+    with pytest.raises(PowerCutError):
+        engine.fit(reports)
+    # epochs of five images end in steps 3 and 5, two images each
+    assert load_trainer_state(tmp_path / "parts" / "trainer.pt").step == 4
+    assert read_model_payload(tmp_path / "parts" / "last.pt")["metadata"]["step"] == 4
+    # a setting that changes no number may be another one
+    run(recipe, replace(cut, resume=True))
+    first, second = (
+        load_trainer_state(tmp_path / name / "trainer.pt") for name in ("whole", "parts")
+    )
+    for ours, theirs in (
+        (first.model["state_dict"], second.model["state_dict"]),
+        (first.supervision["teacher"]["network"], second.supervision["teacher"]["network"]),
+    ):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_the_average_ships_and_the_student_stays_at_hand(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     engine = run(recipe_with(*TEACHER), settings_for(data, out))

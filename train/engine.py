@@ -733,10 +733,16 @@ class Engine:
                     self.save()
                     self._validate(reports)
                     self._train_mode()
-                elif self.epoch_of(self.step) != self.epoch_of(self.step - 1):
+                    continue
+                ended = self.epoch_of(self.step) != self.epoch_of(self.step - 1)
+                if ended or self._save_due():
                     self.save()
-                    if self.epoch_of(self.step) % PICTURE_EPOCHS == 0:
-                        self._draw_lesson()
+                if ended and self.epoch_of(self.step) % PICTURE_EPOCHS == 0:
+                    self._draw_lesson()
+
+    def _save_due(self) -> bool:
+        every = self.recipe.schedule.save_every
+        return every is not None and self.step % every == 0
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was asked to stop."""

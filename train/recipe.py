@@ -9,6 +9,10 @@ of a YAML file relative to the one that names it. Mappings are merged, everythin
 null takes a term, a method or a whole part out. A base holds settings and nothing else, so a
 relative path may lead anywhere; an absolute one is refused because such a recipe works on one
 machine only. What a run writes down is always the whole recipe, without `base`.
+
+A run saves itself (trainer.pt and last.pt) at the end of every epoch and every
+`schedule.save_every` steps, 500 unless the recipe says otherwise; `--resume` continues from the
+last save.
 """
 
 from __future__ import annotations
@@ -197,6 +201,9 @@ class ScheduleRecipe(_Section):
     """Fractions of max_iters at which the rate is divided by ten."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient of all parameters; null does not clip."""
+    save_every: int | None = Field(default=500, ge=1)
+    """Optimizer steps between saves, beside those at the end of an epoch, after a validation and
+    when interrupted: what a power cut can cost. null saves at those only."""
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> Self:
@@ -543,14 +550,18 @@ def _flat(value: object, path: str = "") -> dict[str, object]:
     return flat
 
 
+NEVER_CHANGES_NUMBERS = {"data.workers", "schedule.save_every"}
+"""Settings that a resumed run may have otherwise."""
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """List the settings in which two recipes differ, as `path: old -> new`.
 
-    Left out: data.workers, which cannot change the numbers.
+    Left out: data.workers and schedule.save_every, which cannot change the numbers.
     """
     before = _flat(old.model_dump(mode="json"))
     after = _flat(new.model_dump(mode="json"))
-    paths = sorted((before.keys() | after.keys()) - {"data.workers"})
+    paths = sorted((before.keys() | after.keys()) - NEVER_CHANGES_NUMBERS)
     none = "not set"
     return [
         f"{path}: {before.get(path, none)} -> {after.get(path, none)}"
