@@ -90,6 +90,26 @@ def test_a_run_lands_in_a_folder_named_after_recipe_data_and_seed(
     assert (place / "runs" / "tiny-reds-s4-2" / "last.pt").is_file()
 
 
+def test_a_profile_says_where_the_time_goes_and_writes_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(place.iterdir())
+    assert boxseg_train("--profile", "2", "-o", "schedule.max_iters=9") == 0
+    assert sorted(place.iterdir()) == before
+    _, table = capsys.readouterr().out.split("2 steps of 2 images from step 7 on\n")
+    rows = [line.rsplit(maxsplit=2) for line in table.splitlines()[1:-1]]
+    assert [name for name, *_ in rows] == [
+        *("waiting for data", "transfer", "teacher, pseudo masks, paste, view", "forward"),
+        *("term focal", "term giou", "term centerness", "term projection"),
+        *("reading the losses", "backward", "optimizer", "average", "step"),
+    ]
+    assert all(float(time) >= 0 for _, time, _ in rows)
+    assert rows[-1][2] == "100.0%"
+    # three steps do not count
+    assert boxseg_train("--profile", "2", "-o", "schedule.max_iters=4") == 2
+    assert "5 steps with the 3 that do not count" in capsys.readouterr().err
+
+
 def test_a_complete_run_has_nothing_to_resume(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,12 @@ def _load_recipe(
 @click.option(
     "--workers", type=click.IntRange(0), help="Loader processes; never changes the numbers."
 )
+@click.option(
+    "--profile",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="Print where the time of so many steps goes, and end; writes nothing.",
+)
 @click.option("--strict", is_flag=True, help="Make defects of the data errors, not warnings.")
 def train(
     config: str | None,
@@ -151,6 +157,7 @@ def train(
     precision: Precision | None,
     seed: int | None,
     workers: int | None,
+    profile: int | None,
     strict: bool,
 ) -> None:
     """Train a network from boxes.
@@ -164,12 +171,17 @@ def train(
     settings = overrides + tuple(
         f"{key}={value}" for key, value in flags.items() if value is not None
     )
+    if profile is not None and resume:
+        raise click.UsageError("--profile measures a fresh run; give --weights, not --resume")
     if name is not None and out is not None:
         raise click.UsageError("--name and --out both name the run folder; give one")
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise click.UsageError(f"--name is a folder under {RUNS}/, got {name!r}; see --out")
     config, recipe = _load_recipe(config, out, settings, resume=resume)
     _check_files(data, weights)
+    if profile is not None:
+        _profile(recipe, data, weights, device, devices, strict, profile)
+        return
     default = RUNS / (name or _run_name(config, data, recipe.seed))
     if name is not None and not resume:
         out = default
@@ -188,6 +200,33 @@ def _check_files(data: Path, weights: Path | None) -> None:
         )
     if weights is not None and not weights.exists():
         raise FileNotFoundError(f"--weights: there is no file {weights}")
+
+
+def _profile(
+    recipe: Recipe,
+    data: Path,
+    weights: Path | None,
+    device: str,
+    devices: int,
+    strict: bool,
+    steps: int,
+) -> None:
+    """Print where the time of a step goes."""
+    from boxseg.train.engine import Engine, RunSettings
+
+    settings = RunSettings(
+        data=data,
+        out=Path(),
+        device=device,
+        devices=devices,
+        weights=weights,
+        strict=strict,
+    )
+    engine = Engine(recipe, settings)
+    profile = engine.profile(steps)
+    if engine.fabric.is_global_zero:
+        for line in (*engine.opening_lines()[:-1], *profile.lines()):
+            click.echo(line)
 
 
 def _run(

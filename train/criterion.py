@@ -44,6 +44,7 @@ from boxseg.train.losses import (
 )
 from boxseg.train.options import Share, build_part
 from boxseg.train.pseudo_masks import PseudoMasks
+from boxseg.train.step_profile import Clock, untimed
 from boxseg.train.transforms import Batch
 
 MASKS_PER_IMAGE = 64
@@ -637,6 +638,7 @@ class Criterion(nn.Module):
         super().__init__()
         self.terms = dict(terms)
         self.depth_head = depth_head
+        self.clock: Clock = untimed
 
     @property
     def needs_masks(self) -> bool:
@@ -658,7 +660,11 @@ class Criterion(nn.Module):
 
     def forward(self, context: StepContext) -> dict[str, Tensor]:
         """Return {name: weighted scalar}; their sum is the loss."""
-        return {name: term(context) for name, term in self.terms.items()}
+        losses = {}
+        for name, term in self.terms.items():
+            losses[name] = term(context)
+            self.clock(f"term {name}")
+        return losses
 
 
 def build_criterion(terms: Mapping[str, Mapping[str, Any]], config: ModelConfig) -> Criterion:

@@ -61,6 +61,7 @@ from boxseg.train.recipe import (
     recipe_yaml,
 )
 from boxseg.train.reports import LOG_EVERY, Reports, StepReport
+from boxseg.train.step_profile import SKIPPED, WAITING, Clock, StepClock, StepProfile, untimed
 from boxseg.train.supervision import Lesson, StudentView, Supervision
 from boxseg.train.teacher import Teacher
 from boxseg.train.trainer_state import (
@@ -231,6 +232,7 @@ class TrainingStep(nn.Module):
             teacher_step=lesson.teacher_step,
             depth_head=self.criterion.depth_head,
         )
+        self.criterion.clock("forward")
         with torch.autocast(lesson.images.device.type, enabled=False):
             losses: dict[str, Tensor] = self.criterion(context)
         return losses, dict(context.diagnostics)
@@ -458,6 +460,7 @@ class Engine:
         self.module, self.fabric_optimizer = self.fabric.setup(step, self.optimizer)
         self.supervision = self._build_supervision()
         self._lesson: Lesson | None = None
+        self._clock: Clock = untimed
         self.step = 0
         self.best = Best()
         self.saved_step: int | None = None
@@ -759,14 +762,18 @@ class Engine:
             batch_norms=self.recipe.model.frozen_bn,
         )
 
-    def _one_step(self, batches: Iterator[Any], reports: Reports) -> None:
-        begin = time.perf_counter()
+    def _next_batch(self, batches: Iterator[Any]) -> Batch:
         try:
             batch = next(batches)
         except (ConnectionError, EOFError) as error:
             raise self._dead_loader(error) from error
         if isinstance(batch, Unreadable):
             raise DataError(batch.message)
+        return cast(Batch, batch)
+
+    def _one_step(self, batches: Iterator[Any], reports: Reports) -> None:
+        begin = time.perf_counter()
+        batch = self._next_batch(batches)
         loaded = time.perf_counter()
         rate = self.recipe.schedule.learning_rate(self.step)
         losses, diagnostics = self.train_on(batch, rate)
@@ -783,6 +790,43 @@ class Engine:
             )
         )
 
+    def profile(self, steps: int) -> StepProfile:
+        """Measure where the time of a step goes; nothing is written.
+
+        The steps lie in the middle of the schedule, where warm-ups are over and a teacher teaches,
+        but with the smallest learning rate: untrained weights would not bear the full one.
+
+        Args:
+            steps: Steps that count; SKIPPED more are made before them.
+
+        Raises:
+            ValueError: if the schedule is shorter than that.
+        """
+        schedule = self.recipe.schedule
+        needed = SKIPPED + steps
+        if needed > schedule.max_iters:
+            raise ValueError(
+                f"--profile {steps}: {needed} steps with the {SKIPPED} that do not count, but "
+                f"schedule.max_iters is {schedule.max_iters}"
+            )
+        self.step = min(schedule.max_iters // 2, schedule.max_iters - needed)
+        first = self.step + SKIPPED
+        clock = StepClock(self.fabric.device)
+        self._clock = self.criterion.clock = clock
+        try:
+            with _batches(self._loader()) as batches:
+                self._train_mode()
+                for _ in range(needed):
+                    if self.step == first:
+                        clock.restart()
+                    batch = self._next_batch(batches)
+                    clock(WAITING)
+                    self.train_on(batch, schedule.learning_rate(0))
+                    self.step += 1
+        finally:
+            self._clock = self.criterion.clock = untimed
+        return StepProfile(dict(clock.seconds), steps, self.recipe.data.batch_size, first)
+
     def train_on(self, batch: Batch, rate: float) -> tuple[dict[str, float], dict[str, float]]:
         """Make one optimizer step.
 
@@ -798,10 +842,13 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        clock = self._clock
         moved = batch.to(self.fabric.device, non_blocking=True)
+        clock("transfer")
         with self.fabric.autocast():
             lesson = self.supervision.prepare(moved, self.student, self.step)
         self._lesson = lesson
+        clock("teacher, pseudo masks, paste, view")
         losses, diagnostics = self.module(StepInput(lesson, self.step))
         diagnostics |= lesson.diagnostics
         stacked = torch.stack(
@@ -814,8 +861,10 @@ class Engine:
         told = dict(zip(diagnostics, numbers[len(losses) :], strict=True))
         if not all(math.isfinite(value) for value in values.values()):
             self._refuse(batch, values, rate)
+        clock("reading the losses")
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(cast(Tensor, sum(losses.values())))
+        clock("backward")
         if self.recipe.schedule.clip_norm is not None:
             self.fabric.clip_gradients(
                 self.module,
@@ -824,7 +873,9 @@ class Engine:
                 error_if_nonfinite=False,
             )
         self.fabric_optimizer.step()
+        clock("optimizer")
         self.supervision.after_step(self.student, self.step)
+        clock("average")
         teacher = self.supervision.teacher
         if teacher is not None and teacher.updates and (self.step + 1) % LOG_EVERY == 0:
             told["ema_distance"] = teacher.distance(self.student)
