@@ -132,6 +132,16 @@ def test_a_failed_run_is_named_with_its_last_line(tmp_path: Path) -> None:
         execute(run, 1, print)
 
 
+def test_a_run_that_ended_before_its_first_save_begins_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "row"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("step\n")
+    run = Run(folder, ("train", "--config", "none", "--data", "nowhere", "--out", str(folder)))
+    with pytest.raises(AblationError, match="none"):
+        execute(run, 1, print)
+    assert not folder.exists()
+
+
 def test_a_row_that_is_done_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -321,6 +322,8 @@ def execute(run: Run, threads: int, say: Callable[[str], None]) -> float:
             place = words.index("--weights")
             del words[place : place + 2]
         words.append("--resume")
+    elif run.folder.exists():  # it ended before its first save: there is nothing to go on with
+        shutil.rmtree(run.folder)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_suffix(".log")
     begin = time.perf_counter()
