@@ -1,5 +1,6 @@
 # make demo   train on rendered scenes, export, verify, benchmark, draw; results in demo/
 # make test   every test but those marked slow or gpu
+# make gpu-check   correctness, speed and export on the GPU; results in docs/results/gpu
 # make check  formatting, linters, type checkers, tests
 #
 # PYTHON    interpreter that makes .venv (3.11 or newer)
@@ -21,7 +22,7 @@ NATIVE := $(wildcard runtime/csrc/*.c runtime/csrc/*.h runtime/include/*.h)
 C_FILES := $(NATIVE) $(wildcard $(foreach dir,runtime/examples/* tests/native tests/fuzz,\
     $(addprefix $(dir)/,*.c *.h *.cpp *.hpp)))
 
-.PHONY: demo test check format venv clean
+.PHONY: demo test gpu-check check format venv clean
 
 venv: $(BUILT)
 
@@ -41,6 +42,9 @@ $(BUILT): $(READY) setup.py $(NATIVE)
 
 test: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+
+gpu-check: $(BUILT)
+	$(BIN)/python docs/gpu_check.py docs/results/gpu
 
 demo: $(BUILT)
 	PATH="$(abspath $(BIN)):$$PATH" bash docs/demo.sh demo
