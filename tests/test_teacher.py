@@ -58,7 +58,7 @@ def batch_of(height: int, width: int, sizes: list[list[int]]) -> Batch:
 def test_the_first_update_copies_parameters_and_buffers() -> None:
     teacher = Teacher(new_student(0), momentum=0.9, ramp=False)
     other = new_student(1)
-    other.backbone.stages[0][1].running_mean.fill_(7.0)  # type: ignore[index, operator, union-attr]
+    other.backbone.stages[0][1].running_mean.fill_(7.0)  # type: ignore[index]
     assert teacher.updates == 0
     teacher.update(other)
     assert teacher.updates == 1
@@ -91,9 +91,9 @@ def test_buffers_are_copied_and_not_averaged() -> None:
     student = new_student()
     teacher = Teacher(student, momentum=0.9, ramp=False)
     for value in (1.0, 2.0):
-        student.backbone.stages[0][1].running_mean.fill_(value)  # type: ignore[index, operator, union-attr]
+        student.backbone.stages[0][1].running_mean.fill_(value)  # type: ignore[index]
         teacher.update(student)
-    assert teacher.network.backbone.stages[0][1].running_mean.tolist() == [2.0] * 64  # type: ignore[index, union-attr, operator]
+    assert teacher.network.backbone.stages[0][1].running_mean.tolist() == [2.0] * 64  # type: ignore[index]
 
 
 def test_it_is_in_eval_mode_and_learns_nothing() -> None:

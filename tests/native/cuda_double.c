@@ -66,8 +66,7 @@ int cuCtxSetCurrent(void *chosen) {
 }
 
 int cuStreamCreate(void **made, unsigned flags) {
-    NEEDS_CONTEXT
-    (void)flags;
+    NEEDS_CONTEXT(void) flags;
     *made = stream;
     live++;
     return 0;
@@ -105,8 +104,7 @@ int cuMemFree_v2(void *address) {
 }
 
 int cuMemHostAlloc(void **address, size_t size, unsigned flags) {
-    NEEDS_CONTEXT
-    (void)flags;
+    NEEDS_CONTEXT(void) flags;
     return take(address, size);
 }
 
