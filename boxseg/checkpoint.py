@@ -164,10 +164,15 @@ def model_file(path: Path) -> Path:
 
 
 def read_model_payload(path: Path, weights: str | None = None) -> dict[str, Any]:
-    """Return the model payload of a run folder, a model file or a trainer.pt.
+    """Return the model payload of a run folder, a model file or a trainer.pt; see `find_model`."""
+    return find_model(path, weights)[1]
+
+
+def find_model(path: Path, weights: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """Return the file that holds the wanted weights, and its model payload.
 
     Args:
-        path: Run folder or file.
+        path: Run folder, model file or trainer.pt.
         weights: "student", "ema", or None for those that ship. A model file holds one set; the
             other is in trainer.pt, which a run folder has too.
 
@@ -184,10 +189,10 @@ def read_model_payload(path: Path, weights: str | None = None) -> dict[str, Any]
                 f"{file} holds the weights {payload['weights']!r}, not {weights!r}; a run folder's "
                 f"{TRAINER_FILE} has both where the recipe has a teacher"
             )
-        payload = _checked_model(trainer, read_payload(trainer), weights)
+        file, payload = trainer, _checked_model(trainer, read_payload(trainer), weights)
         if payload["weights"] != weights:
             raise FileMismatchError(f"{trainer} has no weights {weights!r}: its run has no teacher")
-    return payload
+    return file, payload
 
 
 def _checked_model(file: Path, payload: dict[str, Any], weights: str | None) -> dict[str, Any]:

@@ -73,7 +73,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "verify": LazyCommand(
         "boxseg.export.commands",
         "verify",
-        "Hold an exported file against the network it came from.",
+        "Replay a file's golden sample, or hold it against its network.",
         "export",
     ),
     "bench": LazyCommand(

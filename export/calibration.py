@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxseg.errors import BackendMissingError, DataError
+from boxseg.export.portable import portable_text
 from boxseg.runtime.images import read_image
 from boxseg.runtime.preprocess import Fit, letterbox
 
@@ -60,7 +61,7 @@ class CalibrationSet:
         hashes = self.hashes()
         return {
             "images": len(self),
-            "source": self.source,
+            "source": portable_text(self.source, [file.parent for file in self.files]),
             "sha256": hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest(),
             "files": hashes,
         }

@@ -16,6 +16,7 @@ from boxseg.errors import BoxSegError, FileMismatchError, ParityError, Unverifie
 
 if TYPE_CHECKING:
     from boxseg.export.calibration import CalibrationSet
+    from boxseg.export.manifest import Golden, Story
     from boxseg.export.precision import Reduced
     from boxseg.export.precision_audit import Audit
     from boxseg.export.to_onnx import TracedGraph
@@ -150,46 +151,6 @@ def _size_on_disk(path: Path) -> int:
     return path.stat().st_size
 
 
-@dataclass(frozen=True)
-class LeftBehind:
-    """A part of trainer.pt that does not ship."""
-
-    part: str
-    tensors: int
-    parameters: int
-    size_bytes: int
-
-
-def _tensors_of(value: Any) -> list[Any]:
-    """Return all tensors inside nested dicts and lists."""
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in _tensors_of(item)]
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors_of(item)]
-    return [value] if hasattr(value, "element_size") else []
-
-
-def left_behind(payload: Mapping[str, Any]) -> list[LeftBehind]:
-    """List the parts of a trainer.pt that hold tensors and do not ship.
-
-    Args:
-        payload: The file's content; its `model` is what ships.
-    """
-    found = []
-    for part, value in payload.items():
-        tensors = _tensors_of(value) if part != "model" else []
-        if tensors:
-            found.append(
-                LeftBehind(
-                    part,
-                    len(tensors),
-                    sum(tensor.numel() for tensor in tensors),
-                    sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-                )
-            )
-    return found
-
-
 def _trainer_of(source: Path) -> Path | None:
     """Return the trainer.pt that belongs to what the user named, if there is one."""
     trainer = source / "trainer.pt" if source.is_dir() else source.parent / "trainer.pt"
@@ -201,10 +162,13 @@ class Network:
     """A model file, opened for export."""
 
     file: Path
+    """Where the weights were found."""
     student: Student
     backend: TorchBackend
     """At the fixed input size of the export."""
     metadata: dict[str, Any]
+    training: Mapping[str, Any]
+    """What the model file says about its run."""
 
 
 def open_network(
@@ -214,6 +178,7 @@ def open_network(
     *,
     form: str = "dense",
     batch: tuple[int, int, int] = (1, 1, 1),
+    weights: str | None = None,
 ) -> Network:
     """Open a run folder, a model file or a trainer.pt.
 
@@ -223,21 +188,22 @@ def open_network(
         device: For the reference in torch.
         form: Outputs of the graph: "dense", "topk" or "graph".
         batch: Least, best and most images of a run.
+        weights: "student" or "ema"; None takes those that ship.
     """
-    from boxseg.checkpoint import load_model, model_file, read_model_payload
+    from boxseg.checkpoint import find_model, load_model
     from boxseg.inference import TorchBackend
 
-    file = model_file(source)
-    student = load_model(source)
+    file, payload = find_model(source, weights)
+    student = load_model(source, weights)
     if imgsz is not None:
         student.config = replace(student.config, imgsz=imgsz)
     backend = TorchBackend(student, device, short_long=False, form=form, batch=batch)
-    payload = read_model_payload(source)
     backend.metadata["weights"] = payload["weights"]
-    licence = payload.get("metadata", {}).get("licence")
+    training = payload["metadata"]
+    licence = training.get("licence")
     if isinstance(licence, Mapping):
         backend.metadata["licence"].update(licence)
-    return Network(file, student, backend, backend.metadata)
+    return Network(file, student, backend, backend.metadata, training)
 
 
 def _samples(data: Path | None, count: int) -> Samples:
@@ -279,12 +245,26 @@ def _truth(precision: str, data: Path | None) -> Path:
     return file
 
 
-def _target(source: Path, out: Path | None, kind: str, formats: int, precision: str) -> Path:
-    """Return where a format goes: beside the model file, into a folder, or as named."""
-    from boxseg.checkpoint import model_file
+def _target(
+    file: Path,
+    out: Path | None,
+    kind: str,
+    formats: int,
+    precision: str,
+    weights: str | None = None,
+) -> Path:
+    """Return where a format goes: beside the model file, into a folder, or as named.
 
-    file = model_file(source)
-    stem = file.stem if precision == "fp32" else f"{file.stem}_{precision}"
+    Args:
+        file: The model file.
+        out: What the user named.
+        kind: The format.
+        formats: How many formats are written.
+        precision: In the name if it is not fp32.
+        weights: In the name if the user asked for them.
+    """
+    parts = [file.stem, weights, None if precision == "fp32" else precision]
+    stem = "_".join(part for part in parts if part is not None)
     name = f"{stem}{ENDINGS[kind]}"
     if out is None:
         return file.parent / name
@@ -303,10 +283,18 @@ def _target(source: Path, out: Path | None, kind: str, formats: int, precision: 
 
 def _free_target(target: Path, kind: str) -> Path:
     """Refuse to replace what is no export of this format; return the target."""
+    from boxseg.runtime.golden_sample import sidecars
+
     if kind != "openvino":
         foreign = "is a folder" if target.is_dir() else ""
     elif target.is_dir():
-        others = sorted(p.name for p in target.iterdir() if p.suffix not in (".xml", ".bin"))
+        places = sidecars(target)
+        beside = {places.manifest, places.golden, places.card} if places.manifest.is_file() else ()
+        others = sorted(
+            path.name
+            for path in target.iterdir()
+            if path.suffix not in (".xml", ".bin") and path not in beside
+        )
         foreign = f"holds more than an OpenVINO model: {others[0]}" if others else ""
     else:
         foreign = "is a file" if target.exists() else ""
@@ -488,6 +476,80 @@ def write_engine_verified(
     return Written(target, report, audit)
 
 
+def _accompany(
+    written: Written,
+    kind: str,
+    story: Story,
+    golden: tuple[Golden, Mapping[str, Any]] | None,
+    data: Path | None,
+    accuracy_images: int,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Write manifest, golden sample and card beside a file, and replay the sample.
+
+    Args:
+        written: The file.
+        kind: Its format.
+        story: What all files of the export share.
+        golden: The image and its expected answer.
+        data: Where to measure the accuracy.
+        accuracy_images: On so many images.
+        device: Where the engine runs; None is its default.
+
+    Returns:
+        What a report adds about the file, JSON types.
+
+    Raises:
+        ParityError: if the replay differs; the file then lies beside, as `<name>.failed`.
+    """
+    from boxseg.export.manifest import expected, remove_sidecars, score_file, write_sidecars
+    from boxseg.export.verify import quarantine
+    from boxseg.runtime.backends import open_backend
+    from boxseg.runtime.engine_sidecar import sidecar_path
+    from boxseg.runtime.golden_sample import replay, sidecars
+
+    parts = {name: getattr(written, name) for name in ("parity", "audit", "imitation")}
+    proofs = {name: part.as_dict() for name, part in parts.items() if part is not None}
+    scores: dict[str, Any] = {"not_measured": "no engine here can run it"}
+    if written.parity is not None:
+        scores = score_file(written.path, data, accuracy_images, device)
+        if data is not None and "not_measured" in scores:
+            click.echo(f"accuracy     not measured: {scores['not_measured']}")
+        elif "not_measured" not in scores:
+            mask = scores["mask"]
+            shown = "no masks in the file" if mask is None else f"{100 * mask['AP']:.1f}"
+            click.echo(
+                f"accuracy     box AP {100 * scores['box']['AP']:.1f}, mask AP {shown}, of "
+                f"{scores['what']}"
+            )
+    write_sidecars(written.path, kind, story, proofs, scores, golden)
+    report: dict[str, Any] = {"manifest": str(sidecars(written.path).manifest), "accuracy": scores}
+    if golden is not None and written.parity is not None:
+        replayed = replay(written.path, device)
+        precision = str(story.precision["asked"])
+        if not replayed.passed and precision != "fp32":
+            # the gate has passed on its own images; what rounding does to this one is stated
+            backend = open_backend(written.path, device)
+            own = expected(backend, golden[0], precision)
+            own["reference"] = (
+                f"this file on {backend.name} when it was written; in torch the answer to this "
+                f"image differs by more than {precision} may ({replayed.failure()})"
+            )
+            write_sidecars(written.path, kind, story, proofs, scores, (golden[0], own))
+            replayed = replay(written.path, device)
+        _echo(replayed.lines())
+        report["golden"] = replayed.as_dict()
+        reason = replayed.failure()
+        if reason is not None:
+            remove_sidecars(written.path)
+            if kind == "trt":
+                sidecar_path(written.path).replace(
+                    sidecar_path(written.path.with_name(f"{written.path.name}.failed"))
+                )
+            quarantine(written.path, written.path, reason)
+    return report
+
+
 def _echo(lines: Iterable[str]) -> None:
     """Print lines."""
     for line in lines:
@@ -580,6 +642,11 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
     "(their masks too). Default: dense, for trt topk.",
 )
 @click.option(
+    "--weights",
+    type=click.Choice(("student", "ema")),
+    help="student (raw) or ema (its average), of a run that has both. Default: those that ship.",
+)
+@click.option(
     "--dynamic",
     type=click.Choice(("batch",)),
     help="Leave the number of images per run free. Default: fixed.",
@@ -611,6 +678,18 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
     "--out",
     type=click.Path(path_type=Path),
     help="Folder, or the file's own name. Default: beside the model file.",
+)
+@click.option(
+    "--golden",
+    metavar="FILE|none",
+    help="Image that travels with the file and the answer to it. Default: drawn shapes.",
+)
+@click.option(
+    "--accuracy-images",
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    help="Score the file on so many images of --data, if it has annotations; 0 does not.",
 )
 @_DATA_OPTION
 @_IMAGES_OPTION
@@ -645,6 +724,7 @@ def export(
     calib: Path | None,
     calib_images: int,
     form: str | None,
+    weights: str | None,
     dynamic: str | None,
     batch: tuple[int, int, int] | None,
     workspace: float | None,
@@ -652,6 +732,8 @@ def export(
     version_compatible: bool,
     opset: int | None,
     out: Path | None,
+    golden: str | None,
+    accuracy_images: int,
     data: Path | None,
     images: int,
     report_path: Path | None,
@@ -666,12 +748,17 @@ def export(
     name only after it answered like torch; otherwise it stays behind as NAME.failed, exit code 6.
     What no engine on this machine can run stays behind as NAME.unverified, exit code 9.
 
+    Beside the file lie its manifest, a model card and a golden sample, which `boxseg verify FILE`
+    replays on any machine.
+
     In reduced precision the nodes that cannot bear it stay in fp32; they are found by measuring,
     and --json lists each with its reason.
     """
-    from boxseg.checkpoint import read_payload
+    from boxseg.checkpoint import find_model, read_model_payload, read_payload
     from boxseg.export.lowering import FLOAT_TYPES
+    from boxseg.export.manifest import Story, expected, golden_image
     from boxseg.export.precision import reduce_network
+    from boxseg.export.strip_report import left_behind
     from boxseg.export.to_onnx import OPSET, OPSETS, trace
     from boxseg.export.to_tensorrt import BuildOptions, build_engine, open_toolkit
 
@@ -687,8 +774,12 @@ def export(
     images_per_run = _batch(batch, dynamic)
     kinds = list(dict.fromkeys(formats))
     forms = {kind: form or DEFAULT_FORMS[kind] for kind in kinds}
+    file = find_model(source, weights)[0]
+    named = None
+    if weights is not None and read_model_payload(source)["weights"] != weights:
+        named = weights
     targets = {
-        kind: _free_target(_target(source, out, kind, len(kinds), precision), kind)
+        kind: _free_target(_target(file, out, kind, len(kinds), precision, named), kind)
         for kind in kinds
     }
     cuda = _device_number(_torch_device(device))
@@ -699,10 +790,13 @@ def export(
     if precision != "fp32":  # what is missing is said before the work
         calibration = _calibration(precision, calib, calib_images, data, samples)
     networks = {
-        form: open_network(source, imgsz, _torch_device(device), form=form, batch=images_per_run)
+        form: open_network(
+            source, imgsz, _torch_device(device), form=form, batch=images_per_run, weights=weights
+        )
         for form in dict.fromkeys(forms.values())
     }
     network = networks[forms[kinds[0]]]
+    image = golden_image(golden, network.backend)
     config, size = network.student.config, network.metadata["imgsz"]
     click.echo(
         f"network      {network.file}: {config.backbone}, {len(config.classes)} "
@@ -720,18 +814,16 @@ def export(
             f"K = {each.metadata['nms']['candidates']}"
         )
     trainer = _trainer_of(source)
-    rest = left_behind(read_payload(trainer)) if trainer is not None else []
-    for part in rest:
-        click.echo(
-            f"left behind  {part.part}: {part.tensors} tensor{'s' if part.tensors > 1 else ''}, "
-            f"{part.parameters:,} numbers, "
-            f"{_size(part.size_bytes)}"
-        )
+    rest = (
+        [] if trainer is None else left_behind(read_payload(trainer), network.metadata["weights"])
+    )
+    _echo(f"left behind  {part.line()}" for part in rest)
     content: dict[str, Any] = {
         "network": str(network.file),
         "precision": precision,
         "opset": opset,
         "imgsz": size,
+        "weights": network.metadata["weights"],
         "batch": network.metadata["batch"],
         "shipped": {name: asdict(graph.proof) for name, graph in graphs.items()},
         "left_behind": [asdict(part) for part in rest],
@@ -747,6 +839,24 @@ def export(
         name: functools.cache(functools.partial(_imitate, networks[name], samples, each))
         for name, each in reduced.items()
         if each.imitation is not None
+    }
+    story = Story(
+        metadata={**network.metadata, "precision": precision},
+        training=network.training,
+        opset=opset,
+        strip={
+            "shipped": asdict(graphs[forms[kinds[0]]].proof),
+            "left_behind": content["left_behind"],
+        },
+        precision={"asked": precision},
+        private=tuple(
+            path for path in (source, file, data, calib, *targets.values()) if path is not None
+        ),
+    )
+    answers = {
+        name: (image, expected(each.backend, image, precision))
+        for name, each in networks.items()
+        if image is not None
     }
     unverified = []
     for kind, target in targets.items():
@@ -777,7 +887,14 @@ def export(
         click.echo(
             f"wrote        {written.path} ({_size(_size_on_disk(written.path))}, {precision})"
         )
-        content["files"].append({"format": kind, "form": form} | written.as_dict())
+        own = replace(
+            story,
+            metadata={**networks[form].metadata, "precision": precision},
+            precision={"asked": precision} | (reduced[form].as_dict() if form in reduced else {}),
+        )
+        where = f"cuda:{cuda}" if kind == "trt" else None
+        beside = _accompany(written, kind, own, answers.get(form), data, accuracy_images, where)
+        content["files"].append({"format": kind, "form": form} | written.as_dict() | beside)
         if written.parity is None and written.audit is not None:
             unverified.append(f"{written.path}: {written.audit.engine} cannot run it here")
     if report_path is not None and truth is not None:
@@ -804,54 +921,74 @@ def export(
         raise UnverifiedError("; ".join(unverified))
 
 
+def _replay(file: Path, device: str | None, json_path: Path | None) -> None:
+    """Replay the golden sample of a file; nothing of torch is needed."""
+    from boxseg.runtime.golden_sample import replay
+
+    replayed = replay(file, device)
+    _echo(replayed.lines())
+    _write_json(json_path, replayed.as_dict())
+    reason = replayed.failure()
+    if reason is not None:
+        raise ParityError(f"{file}: {reason}")
+
+
 @click.command()
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 @click.option(
     "--against",
-    required=True,
     metavar="RUN_OR_FILE",
     type=click.Path(path_type=Path),
     help="The network it came from: a run folder, a model file or a trainer.pt.",
 )
 @_DATA_OPTION
 @_IMAGES_OPTION
-@_DEVICE_OPTION
+@click.option(
+    "--device",
+    help="Where the engine runs; with --against, where torch runs.  [default: cpu]",
+)
 @_JSON_OPTION
 def verify(
     file: Path,
-    against: Path,
+    against: Path | None,
     data: Path | None,
     images: int,
-    device: str,
+    device: str | None,
     json_path: Path | None,
 ) -> None:
-    """Hold an exported FILE against the network it came from; exit code 6 if they differ."""
+    """Replay the golden sample of an exported FILE; exit code 6 if the answer differs.
+
+    It needs an engine and no torch, takes about a second, and says whether preprocessing, engine
+    and decoding on this machine give the answer that the network gave. A damaged or exchanged file
+    is exit code 8.
+
+    --against NETWORK holds the file against the network itself, on images.
+    """
     from boxseg.export.verify import check_metadata, hold
     from boxseg.runtime.backends import open_backend
     from boxseg.runtime.preprocess import Fit
 
+    if against is None:
+        if data is not None:
+            raise click.UsageError("--data is for --against; the golden sample is one image")
+        _replay(file, device, json_path)
+        return
     exported = open_backend(file)
-    size = exported.metadata.imgsz
+    said = exported.metadata
+    size = said.imgsz
     if not isinstance(size, Fit):
         raise FileMismatchError(f"{file} states no fixed input size")
-    said = exported.metadata
     network = open_network(
         against,
         (size.height, size.width),
-        _torch_device(device),
+        _torch_device(device or "cpu"),
         form=said.form,
         batch=(said.batch.least, said.batch.best, said.batch.most),
+        weights=said.weights,
     )
-    check_metadata(file, exported.metadata, network.metadata)
+    check_metadata(file, said, network.metadata)
     samples = _samples(data, images)
-    report = hold(
-        str(file),
-        str(network.file),
-        exported,
-        network.backend,
-        samples,
-        exported.metadata.precision,
-    )
+    report = hold(str(file), str(network.file), exported, network.backend, samples, said.precision)
     _echo(report.lines())
     _write_json(json_path, report.as_dict())
     if not report.passed:

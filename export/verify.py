@@ -416,8 +416,18 @@ class ParityReport:
         }
 
 
-def drawn_samples(seed: int = 0, count: int = 2, height: int = 480, width: int = 640) -> Samples:
-    """Draw shapes over noise, for a gate without photographs: same bytes for the same seed."""
+def drawn_samples(
+    seed: int = 0, count: int = 2, height: int = 480, width: int = 640, noise: float = 12.0
+) -> Samples:
+    """Draw shapes over noise, for a gate without photographs: same bytes for the same seed.
+
+    Args:
+        seed: Of the shapes.
+        count: Images.
+        height: Rows.
+        width: Columns.
+        noise: Standard deviation of the noise, grey levels; without it a PNG is small.
+    """
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width].astype(np.float64)
     frames = {}
@@ -433,7 +443,7 @@ def drawn_samples(seed: int = 0, count: int = 2, height: int = 480, width: int =
             else:
                 inside = np.maximum(abs(offset_x), abs(offset_y)) < 1
             image[inside] = generator.uniform(0, 255, 3)
-        image += generator.normal(0, 12, image.shape)
+        image += generator.normal(0, noise, image.shape)
         frames[f"drawn {number}"] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     return Samples(frames, f"{count} drawn images (seed {seed}); --data takes real ones")
 
@@ -564,12 +574,21 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _quarantine(temporary: Path, final: Path, report: ParityReport) -> NoReturn:
-    """Leave a file that failed beside its name."""
+def quarantine(temporary: Path, final: Path, reason: str) -> NoReturn:
+    """Leave a file that failed beside its name.
+
+    Args:
+        temporary: Where it lies.
+        final: The name that it does not get.
+        reason: What differs.
+
+    Raises:
+        ParityError: always.
+    """
     failed = final.with_name(final.name + ".failed")
     remove(failed)
     temporary.rename(failed)
-    raise ParityError(f"{failed}: {report.failure()}")
+    raise ParityError(f"{failed}: {reason}")
 
 
 def release(
@@ -592,7 +611,7 @@ def release(
     """
     for part in (report, imitation):
         if part is not None and not part.passed:
-            _quarantine(temporary, final, part)
+            quarantine(temporary, final, part.failure())
     if final.is_dir():
         remove(final)  # a folder cannot be replaced in one step
     temporary.replace(final)
@@ -614,7 +633,7 @@ def shelve(temporary: Path, final: Path, imitation: ParityReport | None) -> Path
         ParityError: if the imitation failed; the file then lies beside, as `<name>.failed`.
     """
     if imitation is not None and not imitation.passed:
-        _quarantine(temporary, final, imitation)
+        quarantine(temporary, final, imitation.failure())
     shelf = final.with_name(final.name + ".unverified")
     remove(shelf)
     temporary.rename(shelf)

@@ -7,6 +7,7 @@ preprocess.py    letterbox and resize
 backends.py      ONNX Runtime, OpenVINO and TensorRT behind one small protocol
 engine_sidecar.py cuda_driver.py   what a TensorRT engine depends on; memory and copies of a GPU
 agreement.py     when two answers to one image count as equal
+golden_sample.py what lies beside a deployed file, and its replay
 postprocess.py   candidates, suppression, masks: the calls into C
 metadata.py      what a deployed file says about itself
 accuracy.py      COCO AP of anything that answers frames with detections

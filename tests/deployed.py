@@ -139,3 +139,29 @@ def write_openvino(folder: Path, seed: int, metadata: dict[str, Any] | None) -> 
     folder.mkdir()
     openvino.save_model(model, str(folder / "small.xml"), compress_to_fp16=False)
     return folder
+
+
+def write_sample(path: Path, frame: NDArray[np.uint8]) -> dict[str, Any]:
+    """Write what `boxseg export` writes beside a file; return the manifest."""
+    from PIL import Image
+
+    from boxseg.runtime import golden_sample
+    from boxseg.runtime.agreement import EXACT, Tolerance
+    from boxseg.runtime.backends import open_backend
+
+    tolerances = dict.fromkeys(dense_outputs(0), Tolerance(1e-4, 1e-4))
+    backend = open_backend(path, threads=1)
+    places = golden_sample.sidecars(path)
+    Image.fromarray(frame).save(places.golden)
+    manifest = {
+        "format_version": 1,
+        "files": golden_sample.describe_files(path),
+        "golden": {
+            "source": "noise of the tests",
+            "reference": "the file itself",
+            "image_sha256": golden_sample.sha256_of(places.golden),
+            **golden_sample.expected_answer(backend, frame, tolerances, EXACT),
+        },
+    }
+    places.manifest.write_text(json.dumps(manifest))
+    return manifest

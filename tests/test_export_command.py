@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -16,8 +17,8 @@ from PIL import Image
 from boxseg import cli
 from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_atomically
 from boxseg.errors import BoxSegError
-from boxseg.export import verify
-from boxseg.export.commands import left_behind, write_verified
+from boxseg.export import manifest, verify
+from boxseg.export.commands import _free_target, write_verified
 from boxseg.runtime import backends
 from boxseg.runtime.agreement import Tolerance
 from boxseg.runtime.metadata import Batch
@@ -66,19 +67,42 @@ def test_both_formats_are_written_proven_and_verified_again(
     assert "each is the model's by name, shape and bytes" in printed
     # 5 x 4 float32 of momentum; 7 float16 of a depth head
     assert "left behind  optimizer: 1 tensor, 20 numbers" in printed
-    assert "left behind  criterion: 1 tensor, 7 numbers" in printed
+    assert "left behind  depth head: 1 tensor, 7 numbers" in printed
     assert "1 of 1 images of" in printed
     assert {path.name for path in run_folder.iterdir()} == {
         "best.pt",
         "trainer.pt",
         "best.onnx",
+        "best.onnx.manifest.json",
+        "best.onnx.golden.png",
+        "best.onnx.md",
         "best_openvino_model",
+    }
+    assert {path.name for path in (run_folder / "best_openvino_model").iterdir()} == {
+        "best.xml",
+        "best.bin",
+        "manifest.json",
+        "golden.png",
+        "README.md",
     }
     report = json.loads((tmp_path / "report.json").read_text())
     assert [file["format"] for file in report["files"]] == ["onnx", "openvino"]
     for file in report["files"]:
         assert file["parity"]["passed"]
         assert file["parity"]["detections"]["expected"] > 0  # else nothing was compared
+        assert file["golden"]["passed"]
+        assert file["golden"]["missing"]["expected"] > 0
+        assert file["accuracy"] == {"not_measured": "photo.png has no annotations"}
+        text = Path(file["manifest"]).read_text()
+        said = json.loads(text)
+        assert str(tmp_path) not in text
+        assert said["strip"]["left_behind"] == report["left_behind"]
+        assert said["licence"]["weights"] == "CC0-1.0"
+        assert said["proofs"]["parity"]["samples"] == "1 of 1 images of photo.png"
+    for name in ("best.onnx", "best_openvino_model", "best_openvino_model/best.xml"):
+        assert cli.run(["verify", str(run_folder / name)]) == 0
+        assert "golden sample of" in capsys.readouterr().out
+    assert cli.run(["verify", str(run_folder / "best.onnx"), "--data", str(photo)]) == 2
     for name in ("best.onnx", "best_openvino_model"):
         assert cli.run(["verify", str(run_folder / name), "--against", str(run_folder)]) == 0
         assert "drawn images" in capsys.readouterr().out
@@ -124,6 +148,10 @@ def test_bf16_runs_in_openvino_and_is_unverified_where_the_engine_has_none(
     names = {path.name for path in run_folder.iterdir()}
     assert names >= {"best_bf16.onnx.unverified", "best_bf16_openvino_model"}
     assert "best_bf16.onnx" not in names
+    said = json.loads((run_folder / "best_bf16.onnx.unverified.manifest.json").read_text())
+    assert not said["verified"]
+    assert said["metadata"]["precision"] == "bf16"
+    assert said["golden"]["limits"]["score"] == 0.05  # what bf16 may differ in
 
 
 def test_bf16_needs_a_late_operator_set(
@@ -231,20 +259,43 @@ def test_a_file_that_answers_otherwise_is_quarantined(
     assert names == {"best.pt", "trainer.pt", "best.onnx.failed"}
 
 
-def test_size_and_name_are_as_asked(run_folder: Path, tmp_path: Path) -> None:
+def test_a_file_whose_golden_sample_does_not_replay_is_quarantined(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = manifest.expected
+
+    def other(*given: Any) -> dict[str, Any]:
+        answer = honest(*given)
+        answer["tensors"][0]["values"][0] += 9.0
+        return answer
+
+    monkeypatch.setattr(manifest, "expected", other)
+    assert cli.run(["export", str(run_folder)]) == 6
+    assert "best.onnx.failed: first divergent tensor class_logits" in capsys.readouterr().err
+    names = {path.name for path in run_folder.iterdir()}
+    assert names == {"best.pt", "trainer.pt", "best.onnx.failed"}
+
+
+def test_size_name_and_golden_image_are_as_asked(
+    run_folder: Path, photo: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "deep" / "robot.onnx"
-    assert cli.run(["export", "--imgsz", "64", "96", str(run_folder), "--out", str(out)]) == 0
+    words = ["--out", str(out), "--golden", str(photo)]
+    assert cli.run(["export", "--imgsz", "64", "96", str(run_folder), *words]) == 0
+    card = out.with_name("robot.onnx.md").read_text()
+    assert "photo.png, an image of whoever exported the file" in card
     assert backends.open_backend(out).metadata.imgsz == Fit(height=64, width=96)
     # The size comes from the file, so verify needs no --imgsz.
     assert cli.run(["verify", str(out), "--against", str(run_folder / "best.pt")]) == 0
 
 
 def test_a_trainer_file_alone_can_be_exported(run_folder: Path) -> None:
-    words = ["--imgsz", "64", "--form", "topk", "--batch", "2", "2", "2"]
+    words = ["--imgsz", "64", "--form", "topk", "--batch", "2", "2", "2", "--golden", "none"]
     assert cli.run(["export", str(run_folder / "trainer.pt"), *words]) == 0
     file = run_folder / "trainer.onnx"
     metadata = backends.open_backend(file).metadata
     assert (metadata.form, metadata.batch) == ("topk", Batch(2, 2, 2))
+    assert not (run_folder / "trainer.onnx.golden.png").exists()
     assert cli.run(["verify", str(file), "--against", str(run_folder / "best.pt")]) == 0
 
 
@@ -319,8 +370,9 @@ def test_foreign_files_exit_8_in_one_line(
 def test_a_missing_data_folder_exits_3(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["export", str(run_folder), "--data", str(tmp_path / "gone")]) == 3
-    assert "gone" in capsys.readouterr().err
+    for option in ("--data", "--golden"):
+        assert cli.run(["export", str(run_folder), option, str(tmp_path / "gone")]) == 3
+        assert "gone" in capsys.readouterr().err
     assert not (run_folder / "best.onnx").exists()
 
 
@@ -360,6 +412,15 @@ def test_what_is_no_export_is_never_replaced(
     assert (tmp_path / made).read_text() == "mine"
 
 
+def test_an_export_with_its_sidecars_may_be_replaced(tmp_path: Path) -> None:
+    for name in ("best.xml", "best.bin", "manifest.json", "golden.png", "README.md"):
+        (tmp_path / name).write_text("{}")
+    assert _free_target(tmp_path, "openvino") == tmp_path
+    (tmp_path / "manifest.json").unlink()  # then the rest is somebody else's
+    with pytest.raises(click.BadParameter, match="holds more than an OpenVINO model"):
+        _free_target(tmp_path, "openvino")
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_full_disk_leaves_no_half_of_a_file(
     tiny_graph: TracedGraph, tmp_path: Path, kind: str
@@ -377,14 +438,43 @@ def test_a_full_disk_leaves_no_half_of_a_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_stays_behind_is_counted() -> None:
-    payload: dict[str, Any] = {
-        "model": {"state_dict": {"weight": torch.zeros(9)}},
-        "step": 4,
-        "optimizer": {"state": [torch.zeros(2, 3), torch.zeros(1, dtype=torch.int64)]},
-    }
-    parts = left_behind(payload)
-    # 6 float32 and 1 int64: 24 + 8 bytes
-    assert [(p.part, p.tensors, p.parameters, p.size_bytes) for p in parts] == [
-        ("optimizer", 2, 7, 32)
-    ]
+def test_either_set_of_weights_of_a_run_with_a_teacher_ships(
+    tiny_student: Student, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    average = Student(tiny_student.config)
+    average.load_state_dict(tiny_student.state_dict())
+    with torch.no_grad():
+        average.get_parameter("head.controller.bias").add_(0.5)
+    save_model(folder / "best.pt", average.eval(), weights="ema")
+    write_atomically(
+        folder / "trainer.pt",
+        {
+            "format": TRAINER_FORMAT,
+            "version": 1,
+            "model": model_payload(tiny_student),
+            "supervision": {"teacher": {"updates": 2, "network": average.state_dict()}},
+        },
+    )
+    answers = {}
+    image = np.zeros((1, 96, 128, 3), np.uint8)
+    for weights, name, left, shipped in (
+        ("ema", "best.onnx", "raw student", "average"),
+        ("student", "trainer_student.onnx", "average", "raw student"),
+    ):
+        assert cli.run(["export", str(folder), "--weights", weights]) == 0
+        printed = capsys.readouterr().out
+        assert f"left behind  {left}: " in printed
+        assert f"left behind  {shipped}: " not in printed
+        backend = backends.open_backend(folder / name)
+        assert backend.metadata.weights == weights
+        answers[weights] = backend.run(image)["parameters"]
+    # the bias of every parameter differs by 0.5
+    np.testing.assert_allclose(answers["ema"], answers["student"] + 0.5, atol=1e-4)
+
+    # the metadata say which weights the network must be opened with
+    file = str(folder / "trainer_student.onnx")
+    assert cli.run(["verify", file, "--against", str(folder)]) == 0
+    words = ["export", str(folder / "best.pt"), "--weights", "student"]
+    assert cli.run(words) == 8
+    assert "holds the weights 'ema', not 'student'" in capsys.readouterr().err

@@ -435,10 +435,13 @@ def test_the_command_writes_a_proven_engine(
     printed = capsys.readouterr().out
     assert f"executed     fp32: 1 layers by TensorRT {trt.__version__}" in printed
     assert "build        Building: 2 steps" in printed
+    beside = ("manifest.json", "golden.png", "md")
     names = {"best.pt", "best.engine", "best.engine.json"}
+    names |= {f"best.engine.{name}" for name in beside}
     assert {path.name for path in model.parent.iterdir()} == names
     engine = str(model.parent / "best.engine")
     assert cli.run(["verify", engine, "--against", str(model)]) == 0
+    assert cli.run(["verify", engine]) == 0
 
     honest = TensorRTBackend.run
 
@@ -451,6 +454,7 @@ def test_the_command_writes_a_proven_engine(
     assert f"best.engine.unverified: TensorRT {trt.__version__} cannot run it here" in printed.err
     assert "the GPU has no room for this engine" in printed.out
     names |= {"best.engine.unverified", "best.engine.unverified.json"}
+    names |= {f"best.engine.unverified.{name}" for name in beside}
     assert {path.name for path in model.parent.iterdir()} == names
 
     def lies(self: Any, image: NDArray[np.uint8]) -> Any:
@@ -480,6 +484,7 @@ def test_tensorrt_itself_answers_like_torch(
     assert cli.run(["export", str(model), *words, "--workspace", "1"]) == 0
     engine = model.parent / "best.engine"
     assert cli.run(["verify", str(engine), "--against", str(model)]) == 0
+    assert cli.run(["verify", str(engine)]) == 0
     assert read_sidecar(engine).details["layers"]
     found = Segmenter(engine, conf=0.0).batch([frame(i) for i in range(5)])
     assert len(found) == 5

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from deployed import dense_outputs, describe, write_onnx, write_sample
+
 BLOCK = """
 import sys
 
@@ -60,6 +63,19 @@ for name in ("predict", "eval", "bench", "bench-native", "doctor"):
 """
     done = run_without_torch(code, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_golden_sample_replays_without_torch(tmp_path: Path) -> None:
+    write_onnx(tmp_path / "best.onnx", dense_outputs(3), describe())
+    write_sample(tmp_path / "best.onnx", np.zeros((40, 60, 3), np.uint8))
+    code = """
+from boxseg import cli
+assert cli.run(["verify", "best.onnx"]) == 0
+assert "torch" not in sys.modules
+"""
+    done = run_without_torch(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "golden sample of best.onnx" in done.stdout
 
 
 def test_commands_that_need_torch_say_what_to_install(tmp_path: Path) -> None:
