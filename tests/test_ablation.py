@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,10 @@ def test_a_row_that_is_done_is_not_repeated(
     more = run_plan(plan(tmp_path, data=(Path("d/one"),), seeds=(0, 1)), print)
     assert trained == ["one/seed1/base", "one/seed1/boxinst", "one/seed1/mqs"]
     assert len(more) == 4
+    # fewer rows and seeds: what was measured before stays
+    kept = run_plan(replace(chosen, rows=chosen.rows[:1]), print)
+    assert len(kept) == 4
+    assert len(json.loads((tmp_path / "out" / "ablation.json").read_text())) == 4
 
 
 def test_after_a_failure_nothing_more_is_begun(

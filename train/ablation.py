@@ -430,13 +430,14 @@ def _key(entry: dict[str, Any]) -> tuple[str, str, int, int]:
 def _ordered(
     plan: Plan, known: dict[tuple[str, str, int, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    """Return all results, those of the plan first and in its order."""
     keys = [
         (data.name, row.name, seed, plan.iters)
         for data in plan.data
         for row in plan.rows
         for seed in plan.seeds
     ]
-    return [known[key] for key in keys if key in known]
+    return [known[key] for key in dict.fromkeys([*keys, *known]) if key in known]
 
 
 @dataclass(frozen=True)
