@@ -568,8 +568,9 @@ def quantize(
             elif node.op_type == "MaxPool" and name in ahead:
                 node.input[index] = rounded(name, ahead[name])
         result.append(node)
+    used = {name for node in result for name in node.input}
     graph.initializer.extend(
-        numpy_helper.from_array(value, name) for name, value in constants.items()
+        numpy_helper.from_array(value, name) for name, value in constants.items() if name in used
     )
     del graph.node[:]
     graph.node.extend(result)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from boxseg.export.calibration import open_session
-from boxseg.export.lowering import name_nodes
+from boxseg.export.lowering import FLOAT_TYPES, lower, name_nodes
 from boxseg.export.quantization import (
     ChosenRange,
     Cost,
@@ -26,6 +26,8 @@ from boxseg.export.quantization import (
     sample,
     scale_after_activation,
 )
+from boxseg.export.to_onnx import TracedGraph
+from boxseg.export.to_tensorrt import refused_nodes
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -219,6 +221,8 @@ def test_a_known_layer_in_int8_gives_known_numbers() -> None:
     np.testing.assert_array_equal(np.diag(stored["first.weight_int8"][:, :, 0, 0]), [127] * 3)
     np.testing.assert_allclose(stored["first.weight_scale"], [0.5 / 127, 1 / 127, 2 / 127])
     assert "first.weight" not in stored
+    # TensorRT reads no bytes without sign, not even unused ones
+    assert np.uint8 not in {value.dtype.type for value in stored.values()}
 
 
 def test_only_the_named_layers_are_in_int8() -> None:
@@ -250,6 +254,16 @@ def test_unsigned_tensors_are_twice_as_fine_and_only_where_nothing_is_negative()
     found = quantize(model, layers_of(model), {"x": plain(255.0)}, unsigned=True)
     zeros = {n.input[2] for n in found.graph.node if n.op_type == "QuantizeLinear"}
     assert zeros == {"int8_zero"}
+
+
+def test_tensorrt_reads_every_node_of_a_network_in_int8_and_fp16(tiny_graph: TracedGraph) -> None:
+    model = name_nodes(tiny_graph.model)
+    layers = layers_of(model)
+    ranges = {name: plain(1.0) for entry in layers for name in entry.inputs}
+    assert refused_nodes(quantize(model, layers, ranges)) == []
+    assert refused_nodes(lower(model, FLOAT_TYPES["fp16"], set())) == []
+    # unsigned tensors are for OpenVINO alone
+    assert refused_nodes(quantize(model, layers, ranges, unsigned=True)) != []
 
 
 def test_tensors_that_are_never_negative_are_known_by_their_makers() -> None:
