@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from boxseg.errors import BackendMissingError, UnsupportedOperatorError
+from boxseg.export.batch_norm import fold_batch_norms
 from boxseg.export.verify import StripProof, prove_strip
 from boxseg.inference import INPUT_NAME, OUTPUT_NAMES, graph_of
 from boxseg.runtime.metadata import METADATA_KEY
@@ -167,6 +168,7 @@ def trace(
         proof = prove_strip(program.model_proto.graph, state)
         program.optimize()
         model = program.model_proto
+        fold_batch_norms(model)
     if _opset_of(model) != opset:
         raise UnsupportedOperatorError(
             f"torch {torch.__version__} wrote opset {_opset_of(model)} where {opset} was asked; "
