@@ -164,7 +164,7 @@ def test_weights_start_a_run_and_are_listed(
     [
         (["--data", "nowhere"], 3, "--data: there is no folder nowhere"),
         (["--data", "."], 3, "it holds no train.json"),
-        (["--config", "boxinst"], 2, "known recipes: boxinst_mobilenetv2"),
+        (["--config", "boxinst"], 2, "known recipes: boxinst_edge, boxinst_mobilenetv2"),
         (["--config", "missing.yaml"], 2, "there is no file 'missing.yaml'"),
         (["-o", "schedule.lrr=1"], 2, "schedule.lrr is not a setting"),
         (["-o", "terms.pairwise.treshold=1"], 2, "terms.pairwise.treshold is unknown"),

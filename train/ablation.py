@@ -406,8 +406,19 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
 
 def _side_by_side(jobs: int, work: Sequence[Callable[[], None]]) -> None:
     """Do all work, some at a time; after a failure or Ctrl-C begin nothing more."""
+    failed = threading.Event()
+
+    def unless_failed(item: Callable[[], None]) -> None:
+        if failed.is_set():
+            return
+        try:
+            item()
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(item) for item in work]
+        futures = [pool.submit(unless_failed, item) for item in work]
         try:
             for future in futures:
                 future.result()
