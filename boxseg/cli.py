@@ -77,7 +77,10 @@ COMMANDS: dict[str, LazyCommand] = {
         "export",
     ),
     "bench": LazyCommand(
-        "boxseg.runtime.commands", "bench", "Time a deployed file, stage by stage.", "onnxruntime"
+        "boxseg.runtime.bench_command",
+        "bench",
+        "Compare deployed files: stage times, memory, accuracy.",
+        "onnxruntime",
     ),
     "bench-native": LazyCommand(
         "boxseg.runtime.commands",

@@ -12,8 +12,9 @@ postprocess.py   candidates, suppression, masks: the calls into C
 metadata.py      what a deployed file says about itself
 accuracy.py      COCO AP of anything that answers frames with detections
 benchmark.py     stage times
+bench_scenarios.py bench_report.py   objects, batches, a pace, streams, memory; text and pictures
 native_benchmark.py   the C library's parts against benchmark_peers.py on benchmark_inputs.py
-commands.py      boxseg predict / eval / bench / bench-native / doctor
+commands.py bench_command.py   boxseg predict / eval / bench-native / doctor; boxseg bench
 images.py        reading of images and videos
 drawing.py       pictures of instances
 include, csrc    the C library and its Python binding `_native`

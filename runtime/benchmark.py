@@ -63,6 +63,8 @@ class Timing:
     rounds: int
     first_ms: float
     """The first frame, before warm-up."""
+    warmup: StageTime | None
+    """Totals of the warm-up's rounds; None if there was none."""
     frames_per_second: float
     """Back to back: rounds over the sum of their total times."""
     detections_mean: float
@@ -115,11 +117,14 @@ def measure(
         begin = clock()
         model(frames[0])
         first[name] = (clock() - begin) * 1000
-    for index in range(warmup):
-        for model in models.values():
-            model(frames[index % len(frames)])
-
     names = list(models)
+    warming: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(warmup):
+        for name, model in models.items():
+            begin = clock()
+            model(frames[index % len(frames)])
+            warming[name].append((clock() - begin) * 1000)
+
     stages: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     totals: dict[str, list[float]] = {name: [] for name in names}
     counts: dict[str, list[int]] = {name: [] for name in names}
@@ -145,46 +150,13 @@ def measure(
             },
             rounds=index,
             first_ms=first[name],
+            warmup=summarise(warming[name]) if warmup else None,
             frames_per_second=1000 * index / sum(totals[name]),
             detections_mean=float(np.mean(counts[name])),
             detections_most=max(counts[name]),
         )
         for name in names
     ]
-
-
-def measure_batch(
-    run: Callable[[NDArray[np.uint8]], object],
-    image: NDArray[np.uint8],
-    *,
-    batch: int,
-    warmup: int = 5,
-    iters: int = 50,
-    clock: Callable[[], float] = time.perf_counter,
-) -> StageTime:
-    """Time an engine alone on a batch of one repeated input.
-
-    Args:
-        run: A backend's `run`.
-        image: One letterboxed input, uint8 RGB (H, W, 3).
-        batch: Images per call.
-        warmup: Untimed calls.
-        iters: Timed calls.
-        clock: Seconds that only grow.
-    """
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    if iters < 1:
-        raise ValueError(f"iters must be at least 1, got {iters}")
-    images = np.ascontiguousarray(np.broadcast_to(image, (batch, *image.shape)))  # (B, H, W, 3)
-    for _ in range(warmup):
-        run(images)
-    samples = []
-    for _ in range(iters):
-        begin = clock()
-        run(images)
-        samples.append((clock() - begin) * 1000)
-    return summarise(samples)
 
 
 def synthetic_frame(height: int = 720, width: int = 1280, seed: int = 0) -> NDArray[np.uint8]:
@@ -273,9 +245,13 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def peak_memory_bytes() -> int | None:
-    """Return the most memory that this process has held; None where the system does not say."""
+def read_status(key: str) -> int | None:
+    """Return a size that the system keeps about this process; None where it does not say.
+
+    Args:
+        key: VmRSS, what it holds in memory, or VmHWM, the most that it has held.
+    """
     for line in _read_text("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return None

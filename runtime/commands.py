@@ -1,4 +1,4 @@
-"""The commands of a robot: predict, eval, bench and doctor; none of them imports torch.
+"""The commands of a robot but bench: predict, eval and doctor; none of them imports torch.
 
 MODEL is what `boxseg export` wrote (.onnx, *_openvino_model), or a run folder or .pt file, which is
 opened by the function that the command line puts into `click.Context.obj["open_torch"]`.
@@ -12,21 +12,19 @@ import os
 import platform
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from boxseg import __version__
-from boxseg.errors import BackendMissingError, BoxSegError, DataError
+from boxseg.errors import BackendMissingError, DataError
 
 if TYPE_CHECKING:
-    from boxseg.runtime.benchmark import StageTime, Timing
+    from boxseg.runtime.benchmark import Timing
     from boxseg.runtime.images import Frame
     from boxseg.runtime.segmenter import Segmenter
 
@@ -35,7 +33,6 @@ REPORT = click.Path(path_type=Path, dir_okay=False)
 """A file that is written: a folder of that name is refused before the work, not after it."""
 
 TORCH_SUFFIXES = (".pt", ".pth")
-BENCH_FRAMES = 64  # decoded frames are kept in memory
 BUSY_SHARE = 0.5  # load per core, before a benchmark begins, above which times are not trusted
 
 # Distribution -> the extra that installs it, in the order of `boxseg doctor`.
@@ -75,7 +72,7 @@ INSTRUCTION_SETS = (
 # --- what several commands need ------------------------------------------------------------------
 
 
-def _is_torch_model(path: Path) -> bool:
+def is_torch_model(path: Path) -> bool:
     """Whether a path is a model file or a run folder rather than a deployed file."""
     if path.is_dir():
         return not any(path.glob("*.xml"))
@@ -118,7 +115,7 @@ def open_model(
     if not path.exists():
         raise click.UsageError(f"MODEL {path}: no such file or folder")
     opened: Any = path
-    if _is_torch_model(path):
+    if is_torch_model(path):
         if threads is not None:
             raise click.UsageError(
                 "--threads is for .onnx and OpenVINO files; in torch set OMP_NUM_THREADS"
@@ -147,7 +144,7 @@ def write_json(path: Path, values: object) -> None:
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a counter on a terminal's standard error; nothing in a log."""
     shown = sys.stderr.isatty()
 
@@ -160,7 +157,7 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
         click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
-def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that every command with a model has."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine."),
@@ -180,12 +177,12 @@ def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _cores_text(machine: Mapping[str, object]) -> str:
+def cores_text(machine: Mapping[str, object]) -> str:
     """Say how many cores this process has."""
     return f"{machine['cores']} of {machine['cores_present']} cores"
 
 
-def _input_text(segmenter: Segmenter) -> str:
+def input_text(segmenter: Segmenter) -> str:
     """Say the input size, height first."""
     from boxseg.runtime.preprocess import Fit
 
@@ -223,7 +220,7 @@ def _picture_path(folder: Path, frame: Frame, taken: set[Path]) -> Path:
     show_default=True,
     help="Keep detections with a final score above this.",
 )
-@_engine_options
+@engine_options
 @click.option(
     "--out",
     type=FILE,
@@ -321,7 +318,7 @@ def _annotation(entry: Any, identity: int) -> dict[str, object]:
 # --- eval ----------------------------------------------------------------------------------------
 
 
-def _annotation_file(data: Path) -> Path:
+def annotation_file(data: Path) -> Path:
     """Return the annotation file that --data names."""
     if data.is_dir():
         if not (data / "val.json").is_file():
@@ -349,7 +346,7 @@ def _annotation_file(data: Path) -> Path:
     show_default=True,
     help="Judge detections with a final score above this; AP needs all of them.",
 )
-@_engine_options
+@engine_options
 @click.option("--filled-boxes", is_flag=True, help="Also mask AP of the boxes filled.")
 @click.option("--per-class", is_flag=True, help="Also AP of each class.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Judge the first N images alone.")
@@ -377,14 +374,14 @@ def evaluate(
     """
     from boxseg.runtime import accuracy
 
-    file = _annotation_file(data)
+    file = annotation_file(data)
     root = file.parent if images is None else images
     if not root.is_dir():
         raise DataError(f"{root}: no such folder of images")
     segmenter = open_model(
         model, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
     )
-    with _progress("image") as step, _progress("class") as judging:
+    with progress("image") as step, progress("class") as judging:
         result = accuracy.evaluate(
             segmenter,
             file,
@@ -394,7 +391,7 @@ def evaluate(
             progress=step,
             judging=judging,
         )
-    click.echo(f"{model} on {file}, {_backend_text(segmenter)}, {_input_text(segmenter)}")
+    click.echo(f"{model} on {file}, {_backend_text(segmenter)}, {input_text(segmenter)}")
     for line in accuracy.report_lines(result, per_class=per_class):
         click.echo(line)
     if conf > 0:
@@ -423,201 +420,10 @@ def _backend_text(segmenter: Segmenter) -> str:
     return f"{backend.name} on {backend.device}, {segmenter.metadata.precision}"
 
 
-# --- bench ---------------------------------------------------------------------------------------
+# --- bench-native -----------------------------------------------------------------------------
 
 
-def _bench_frames(source: Path | None) -> tuple[list[Any], str]:
-    """Return frames and what they are."""
-    from itertools import islice
-
-    from boxseg.runtime.benchmark import synthetic_frame
-    from boxseg.runtime.images import iterate_frames
-
-    if source is None:
-        return [synthetic_frame()], "a synthetic frame (seed 0), no real image: use --source"
-    frames = [frame.image for frame in islice(iterate_frames(source), BENCH_FRAMES)]
-    return frames, f"{len(frames)} frames of {source}"
-
-
-def _size_bytes(path: Path) -> int:
-    """Return the bytes of what is loaded: a file, an .xml with its .bin, a run's best.pt."""
-    if path.is_dir():
-        parts = [path / "best.pt"] if _is_torch_model(path) else [*path.glob("*.xml")]
-        return sum(_size_bytes(part) for part in parts if part.is_file())
-    weights = path.with_suffix(".bin")
-    extra = weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0
-    return path.stat().st_size + extra
-
-
-def _stage_line(name: str, stage: StageTime) -> str:
-    return f"  {name:<12}{stage.p50:>9.2f}{stage.p90:>9.2f}{stage.p99:>9.2f}{stage.mean:>9.2f}"
-
-
-def _timing_lines(timing: Timing, heading: str) -> list[str]:
-    """Return one model's table."""
-    return [
-        heading,
-        f"  {'ms':<12}{'p50':>9}{'p90':>9}{'p99':>9}{'mean':>9}",
-        *(_stage_line(name, stage) for name, stage in timing.stages.items()),
-        f"  {timing.frames_per_second:.1f} frames per second, {timing.detections_mean:.1f} "
-        f"detections per frame (at most {timing.detections_most}), first frame "
-        f"{timing.first_ms:.0f} ms",
-    ]
-
-
-@click.command()
-@click.argument("models", type=FILE, nargs=-1, required=True, metavar="MODEL...")
-@click.option(
-    "--source", type=FILE, help="Image, folder or video.  [default: a synthetic 720 x 1280 frame]"
-)
-@click.option("--warmup", type=click.IntRange(min=0), default=5, show_default=True)
-@click.option(
-    "--iters",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="Timed frames per model, at least.",
-)
-@click.option(
-    "--duration",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Seconds of timed work, at least.",
-)
-@click.option(
-    "--conf",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Masks are made of detections with a final score above this.",
-)
-@_engine_options
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Also time the engine alone on N images per call.",
-)
-@click.option("--json", "json_file", type=REPORT, help="Write settings, machine and times here.")
-def bench(
-    models: tuple[Path, ...],
-    source: Path | None,
-    warmup: int,
-    iters: int,
-    duration: float,
-    conf: float,
-    iou: float | None,
-    max_det: int | None,
-    device: str | None,
-    threads: int | None,
-    batch: int,
-    json_file: Path | None,
-) -> None:
-    """Time models, stage by stage.
-
-    Several models take turns on the same frames. `total` is the wall-clock time from a frame in
-    memory to its detections with masks as RLE; reading and decoding of image files is outside.
-    """
-    from boxseg.runtime import benchmark
-
-    frames, text = _bench_frames(source)
-    names = [str(path) for path in models]
-    if len(set(names)) < len(names):
-        raise click.UsageError("MODEL is given twice; each model is timed once")
-    segmenters: dict[str, Segmenter] = {}
-    load_ms: dict[str, float] = {}
-    for path in models:
-        begin = time.perf_counter()
-        segmenters[str(path)] = open_model(
-            path, conf=conf, iou=iou, max_det=max_det, device=device, threads=threads
-        )
-        load_ms[str(path)] = (time.perf_counter() - begin) * 1000
-    machine = benchmark.describe_machine()
-    batches = {  # first, because an engine may refuse
-        name: _time_batch(segmenter, frames[0], batch, warmup, iters)
-        for name, segmenter in segmenters.items()
-        if batch > 1
-    }
-    timings = benchmark.measure(segmenters, frames, warmup=warmup, iters=iters, duration=duration)
-    sizes = sorted({f"{frame.shape[0]} x {frame.shape[1]}" for frame in frames})
-    shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
-    click.echo(f"{machine['cpu']}, {_cores_text(machine)}, Python {machine['python']}")
-    click.echo(f"frames: {text}; {shown} (height x width), {timings[0].rounds} rounds")
-    records = []
-    for path, timing in zip(models, timings, strict=True):
-        segmenter = segmenters[str(path)]
-        threads_text = "engine's own threads" if threads is None else f"{threads} threads"
-        click.echo()
-        for line in _timing_lines(
-            timing,
-            f"{path} ({_size_bytes(path) / 1e6:.1f} MB): {_backend_text(segmenter)}, "
-            f"{threads_text}, {_input_text(segmenter)}, loaded in {load_ms[str(path)]:.0f} ms",
-        ):
-            click.echo(line)
-        record: dict[str, object] = {
-            **timing.as_dict(),
-            "backend": segmenter.backend.name,
-            "device": segmenter.backend.device,
-            "precision": segmenter.metadata.precision,
-            "input": _input_text(segmenter),
-            "bytes": _size_bytes(path),
-            "load_ms": load_ms[str(path)],
-        }
-        if batch > 1:
-            stage = batches[str(path)]
-            click.echo(_stage_line(f"engine x {batch}", stage))
-            click.echo(f"  {1000 * batch / stage.mean:.1f} images per second in the engine alone")
-            record["engine_batch"] = {"batch": batch, **asdict(stage)}
-        records.append(record)
-    notes = _bench_notes(timings, machine)
-    for note in notes:
-        click.echo(f"\n{note}")
-    if json_file is not None:
-        write_json(
-            json_file,
-            {
-                "machine": machine,
-                "peak_memory_bytes": benchmark.peak_memory_bytes(),
-                "settings": {
-                    "source": None if source is None else str(source),
-                    "frames": len(frames),
-                    "frame_sizes": sizes,
-                    "warmup": warmup,
-                    "iters": iters,
-                    "duration": duration,
-                    "conf": conf,
-                    "iou": iou,
-                    "max_det": max_det,
-                    "threads": threads,
-                    "batch": batch,
-                },
-                "models": records,
-                "notes": notes,
-            },
-        )
-
-
-def _time_batch(segmenter: Segmenter, frame: Any, batch: int, warmup: int, iters: int) -> StageTime:
-    """Time the engine alone on several images per call."""
-    from boxseg.runtime.benchmark import measure_batch
-    from boxseg.runtime.preprocess import letterbox
-
-    image, _ = letterbox(frame, segmenter.metadata.imgsz, padding=segmenter.metadata.padding)
-    try:
-        return measure_batch(segmenter.backend.run, image, batch=batch, warmup=warmup, iters=iters)
-    except BoxSegError:
-        raise
-    except Exception as error:  # every engine has its own class for a refused shape
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BoxSegError(
-            f"--batch {batch}: {segmenter.backend.name} refuses this batch ({reason}); "
-            "the file may hold a fixed batch of 1"
-        ) from None
-
-
-def _bench_notes(timings: list[Timing], machine: dict[str, Any]) -> list[str]:
+def bench_notes(timings: Sequence[Timing], machine: dict[str, Any]) -> list[str]:
     """Say what keeps the times from meaning what they seem to."""
     notes = []
     if any(timing.detections_most == 0 for timing in timings):
@@ -629,9 +435,6 @@ def _bench_notes(timings: list[Timing], machine: dict[str, Any]) -> list[str]:
             "times may be too long."
         )
     return notes
-
-
-# --- bench-native -----------------------------------------------------------------------------
 
 
 @click.command("bench-native")
@@ -663,11 +466,11 @@ def bench_native(
     from boxseg.runtime import benchmark, native_benchmark
 
     machine = benchmark.describe_machine()
-    click.echo(f"{machine['cpu']}, {_cores_text(machine)}, Python {machine['python']}")
+    click.echo(f"{machine['cpu']}, {cores_text(machine)}, Python {machine['python']}")
     report = native_benchmark.run(
         parts, seconds=seconds, progress=lambda row: click.echo(native_benchmark.row_line(row))
     )
-    notes = _bench_notes([], machine)
+    notes = bench_notes([], machine)
     for note in notes:
         click.echo(f"\n{note}")
     if notes:
@@ -749,7 +552,7 @@ def doctor(json_file: Path | None) -> None:
     flags = benchmark.cpu_flags()
     sets = [text for flag, text in INSTRUCTION_SETS if flag in flags]
     click.echo(f"boxseg {__version__}, Python {platform.python_version()} ({sys.executable})")
-    click.echo(f"{machine['system']}, {machine['cpu']}, {_cores_text(machine)}")
+    click.echo(f"{machine['system']}, {machine['cpu']}, {cores_text(machine)}")
     click.echo(f"instruction sets: {', '.join(sets) if sets else 'not reported'}")
 
     fault = _check_native()

@@ -12,7 +12,6 @@ import pytest
 from boxseg.runtime.benchmark import (
     describe_machine,
     measure,
-    measure_batch,
     summarise,
     synthetic_frame,
 )
@@ -86,6 +85,8 @@ def test_first_call_and_warm_up_are_not_in_the_times() -> None:
     (timing,) = measure({"a": model}, FRAMES, warmup=2, iters=2, clock=clock)
     assert timing.first_ms == pytest.approx(900)
     assert timing.stages["total"].p99 == pytest.approx(10)
+    assert timing.warmup is not None
+    assert timing.warmup.p50 == pytest.approx(500)
     # detections grow by one per call: 4 and 5 on the timed frames
     assert timing.detections_mean == 4.5
     assert timing.detections_most == 5
@@ -122,21 +123,6 @@ def test_numbers_out_of_range_are_refused(more: dict[str, Any], message: str) ->
         measure({"a": lambda frame: Answer({}, 0)}, FRAMES, **more)
     with pytest.raises(ValueError, match="at least one model and one frame"):
         measure({}, FRAMES)
-
-
-def test_a_batch_is_the_input_repeated() -> None:
-    shapes = []
-    clock = Clock()
-
-    def run(images: np.ndarray) -> None:
-        shapes.append(images.shape)
-        clock.now += 0.008
-
-    time = measure_batch(run, FRAMES[0], batch=4, warmup=1, iters=3, clock=clock)
-    assert shapes == [(4, 4, 4, 3)] * 4
-    assert time.p50 == pytest.approx(8)
-    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
-        measure_batch(run, FRAMES[0], batch=0)
 
 
 def test_synthetic_frame_is_the_same_for_a_seed() -> None:

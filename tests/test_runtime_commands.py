@@ -16,6 +16,7 @@ from boxseg import cli
 from boxseg.runtime import commands
 from boxseg.runtime.detections import Crop
 from boxseg.runtime.images import read_image
+from boxseg.runtime.metadata import Batch
 from boxseg.runtime.preprocess import Fit
 
 codec = pytest.importorskip("pycocotools.mask", reason="the fake model encodes with pycocotools")
@@ -26,6 +27,7 @@ METADATA = SimpleNamespace(
     imgsz=Fit(32, 64),
     padding=(124, 116, 104),
     precision="fp32",
+    batch=Batch(1, 1, 16),
 )
 
 
@@ -294,6 +296,13 @@ def test_bench_times_a_batch_or_says_why_not(
     assert _run("bench", model, *words, "--batch", 8) == 1
     error = capsys.readouterr().err
     assert "--batch 8: fake refuses this batch (Got invalid dimensions)" in error
+    # the metadata say that it takes no more than 16
+    assert _run("bench", model, *words, "--batch", 1, 2, 32) == 0
+    said = capsys.readouterr().out
+    assert said.count("images per second in the engine alone") == 2
+    assert "engine x 32: not timed, the file takes 1 to 16 images per run" in said
+    assert _run("bench", model, "--batch", "0") == 2
+    assert "must be numbers of at least 1, got '0'" in capsys.readouterr().err
 
 
 def test_bench_refuses_the_same_model_twice(
