@@ -26,7 +26,7 @@ from boxseg.config import ModelConfig
 from boxseg.errors import DataError, FileMismatchError
 from boxseg.student import Student
 from boxseg.train import engine as engine_module
-from boxseg.train.data_order import SampleKey, StepSampler, Unreadable, collate_readable
+from boxseg.train.data_order import Unreadable
 from boxseg.train.engine import (
     Engine,
     Interrupts,
@@ -179,40 +179,6 @@ def test_a_kept_traceback_does_not_keep_loader_processes(data: Path, tmp_path: P
     for process in multiprocessing.active_children():
         process.join(timeout=20)
     assert multiprocessing.active_children() == []
-
-
-# --- the order of the data ------------------------------------------------------------------------
-
-
-def stream(first: int = 0, last: int = 10, **options: int) -> list[list[SampleKey]]:
-    return list(StepSampler(5, 4, seed=3, first_step=first, last_step=last, **options))
-
-
-def test_every_epoch_shows_every_image_once() -> None:
-    keys = [key for batch in stream() for key in batch]
-    # 10 steps of 4 images are 8 epochs of 5
-    for epoch in range(8):
-        assert sorted(key.index for key in keys if key.epoch == epoch) == [0, 1, 2, 3, 4]
-    orders = {tuple(key.index for key in keys if key.epoch == epoch) for epoch in range(8)}
-    assert len(orders) > 1
-
-
-def test_a_stream_started_later_is_the_rest_of_the_stream() -> None:
-    assert stream()[6:] == stream(first=6)
-
-
-def test_two_processes_share_the_batch_of_one() -> None:
-    halves = zip(stream(rank=0, processes=2), stream(rank=1, processes=2), strict=True)
-    assert [left + right for left, right in halves] == stream()
-
-
-def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.batch_size must be a multiple of the 3 devices"):
-        stream(rank=0, processes=3)
-
-
-def test_an_unreadable_image_takes_the_place_of_its_batch() -> None:
-    assert collate_readable([Unreadable("a.png: damaged")]) == Unreadable("a.png: damaged")
 
 
 # --- starting from another model ------------------------------------------------------------------

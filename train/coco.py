@@ -498,6 +498,11 @@ class CocoBoxes(Dataset[Sample]):
         """Number of targets in all images."""
         return len(self._targets.labels)
 
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Height and width of each usable image on disk, (I, 2)."""
+        return self._sizes
+
     def load(self, index: int) -> AnnotatedImage:
         """Read one image with its targets in the original frame.
 

@@ -2,6 +2,12 @@
 
 What step s sees depends on the seed and on s alone, never on where the run was started or on how
 many processes share it; that is half of what makes a resumed run equal to one never stopped.
+
+Images of one batch are padded to one size. Where a recipe asks for it, batches are made of images
+of like shape (aspect-ratio grouping), which spares that padding; every epoch still shows every
+image once.
+
+Letters: I images of the data set.
 """
 
 from __future__ import annotations
@@ -35,6 +41,61 @@ def image_order(seed: int, epoch: int, images: int) -> npt.NDArray[np.int64]:
     return generator.permutation(images)
 
 
+def aspect_groups(sizes: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Part images by height / width.
+
+    The ratios at which one group ends and the next begins are evenly spaced in their logarithm,
+    from 1/2 to 2; two groups part landscape from portrait. Eight are those of torchvision's
+    references (`--aspect-ratio-group-factor 3`), two those of Detectron2.
+
+    Args:
+        sizes: Height and width, (I, 2).
+        count: Number of groups, at least 1.
+
+    Returns:
+        Group of each image, from 0 (the widest) to count - 1 (the tallest); a ratio that is an end
+        belongs to the taller group, (I,).
+    """
+    ends = np.array([1.0]) if count == 2 else 2.0 ** np.linspace(-1.0, 1.0, count - 1)
+    return np.searchsorted(ends, sizes[:, 0] / sizes[:, 1], side="right").astype(np.int64)
+
+
+def grouped_order(
+    seed: int, epoch: int, groups: npt.NDArray[np.int64], batch_size: int
+) -> npt.NDArray[np.int64]:
+    """Return the order of the images in an epoch, such that batches hold images of one group.
+
+    The shuffled images are sorted by group and cut into batches, and the batches are shuffled. A
+    batch that lies in two epochs takes images of the largest group from both. What is left over
+    from a group shares a batch with the next group, so that an epoch has fewer mixed batches than
+    groups. torchvision's references fill such a batch with images that were shown already; here
+    every image is shown once.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        groups: Group of each image, (I,).
+        batch_size: Images per step over all processes.
+
+    Returns:
+        Indices of the images, (I,). With one group: `image_order`.
+    """
+    images = len(groups)
+    order = image_order(seed, epoch, images)
+    sizes = np.bincount(groups)
+    if np.count_nonzero(sizes) < 2:
+        return order
+    order = order[np.argsort(groups[order], kind="stable")]
+    head = min(-epoch * images % batch_size, images)  # completes the last batch of the epoch before
+    tail = (images - head) % batch_size
+    largest = int(sizes[: sizes.argmax()].sum())  # where the largest group starts
+    ends = np.arange(head + tail) + min(largest, images - head - tail)
+    whole = np.delete(order, ends).reshape(-1, batch_size)
+    sequence = np.random.SeedSequence((seed, epoch, 0xBA7C))
+    whole = np.random.Generator(np.random.PCG64(sequence)).permutation(whole)
+    return np.concatenate([order[ends[:head]], whole.reshape(-1), order[ends[head:]]])
+
+
 class StepSampler(Sampler[list[SampleKey]]):
     """Batches of a stream of epochs, addressed by optimizer step.
 
@@ -53,6 +114,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         last_step: int,
         rank: int = 0,
         processes: int = 1,
+        groups: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Describe the stream.
 
@@ -64,11 +126,13 @@ class StepSampler(Sampler[list[SampleKey]]):
             last_step: One past the last step.
             rank: Number of this process.
             processes: Number of processes; must divide batch_size.
+            groups: Group of each image, (images,), for batches of one group; None mixes all.
         """
         if batch_size % processes:
             raise ValueError(
                 f"data.batch_size must be a multiple of the {processes} devices, got {batch_size}"
             )
+        self._groups = np.zeros(images, dtype=np.int64) if groups is None else groups
         self._images = images
         self._batch_size = batch_size
         self._seed = seed
@@ -87,7 +151,8 @@ class StepSampler(Sampler[list[SampleKey]]):
             for position in range(step * self._batch_size, (step + 1) * self._batch_size):
                 epoch, place = divmod(position, self._images)
                 if epoch != drawn_epoch:
-                    drawn_epoch, order = epoch, image_order(self._seed, epoch, self._images)
+                    drawn_epoch = epoch
+                    order = grouped_order(self._seed, epoch, self._groups, self._batch_size)
                 keys.append(SampleKey(epoch, int(order[place]), step))
             yield keys[self._share]
 

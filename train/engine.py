@@ -46,6 +46,7 @@ from boxseg.train.data_order import (
     KeyedSamples,
     StepSampler,
     Unreadable,
+    aspect_groups,
     collate_readable,
     leave_interrupts_to_the_run,
 )
@@ -653,6 +654,7 @@ class Engine:
             last_step=self.recipe.schedule.max_iters,
             rank=self.fabric.global_rank,
             processes=self.fabric.world_size,
+            groups=aspect_groups(self.images.sizes, data.aspect_groups),
         )
         return DataLoader(
             KeyedSamples(self.images),

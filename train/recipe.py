@@ -157,6 +157,9 @@ class DataRecipe(_Section):
     size_per: Literal["image", "batch"] = "image"
     """Draw a short side for each image, or one for all images of a step, which are padded to the
     largest of them: one size for all spares that padding."""
+    aspect_groups: int = Field(default=1, ge=1, le=64)
+    """Batches hold images of one group of like height / width, which spares padding: 1 mixes all, 2
+    parts landscape from portrait, 8 also narrow from wide (torchvision's usual groups)."""
     long_side: int = Field(default=1333, ge=32)
     """The long side is never longer than this, in pixels."""
     flip: Annotated[Literal["off", "on"] | dict[str, str], BeforeValidator(_flip_setting)] = "on"
