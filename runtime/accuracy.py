@@ -545,6 +545,100 @@ def _is_own_box(rle: Rle, box: Sequence[float], height: int, width: int, codec: 
     return bool(codec.iou([rle], [fill_box(box, height, width, codec)], [0])[0, 0] > 0.999)
 
 
+@dataclass(frozen=True)
+class Examination:
+    """The images that a model is asked about, and what its classes are called in their file."""
+
+    truth: _Truth
+    images: list[dict[str, Any]]
+    """Entries of the annotation file, in its order."""
+    mapping: dict[int, int | None]
+    """The model's category id -> the file's; None: not judged."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model found in one image."""
+
+    size: tuple[int, int]
+    """H, W of the image."""
+    results: list[Result]
+
+
+def open_examination(
+    predict: Predict,
+    annotation_file: str | Path,
+    *,
+    classes: Mapping[int, str] | None = None,
+    max_images: int | None = None,
+) -> Examination:
+    """Read an annotation file and match its classes with a model's; see `evaluate`.
+
+    Raises:
+        DataError: if the file cannot be judged.
+        ValueError: if max_images is less than 1.
+    """
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images must be at least 1, got {max_images}")
+    truth = load_truth(annotation_file)
+    notes = list(truth.notes)
+    classes = _classes_of(predict) if classes is None else classes
+    mapping: dict[int, int | None] = (
+        {key: key for key in truth.categories}
+        if classes is None
+        else _match_classes(classes, truth, notes)
+    )
+    images = truth.images[:max_images]
+    if len(images) < len(truth.images):
+        notes.append(f"only the first {len(images)} of {len(truth.images)} images were judged")
+    return Examination(truth, images, mapping, tuple(notes))
+
+
+def answer_examination(
+    predict: Predict,
+    examination: Examination,
+    image_root: str | Path,
+    *,
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, Found]:
+    """Ask a model about the images.
+
+    Args:
+        predict: As for `evaluate`.
+        examination: The images.
+        image_root: The folder that `file_name` is relative to.
+        share: (i, n): only images i, i + n, i + 2n, ... of the file; n processes share the work.
+        progress: Called after each image with (done, total).
+
+    Returns:
+        Image id -> what was found.
+
+    Raises:
+        DataError: if an image cannot be judged, or a category id is unknown.
+        BoxSegError: if the model answers with non-finite numbers.
+    """
+    first, step = share
+    images = examination.images[first::step]
+    found: dict[int, Found] = {}
+    for done, entry in enumerate(images, start=1):
+        image_id = int(entry["id"])
+        pixels = read_image(Path(image_root) / entry["file_name"])
+        size = pixels.shape[0], pixels.shape[1]
+        stated = entry.get("height", size[0]), entry.get("width", size[1])
+        if stated != size:
+            raise DataError(
+                f"{examination.truth.path}: image {image_id} ({entry['file_name']}) is {size[0]} x "
+                f"{size[1]} pixels (height x width), the file says {stated[0]} x {stated[1]}"
+            )
+        answer = predict(pixels)
+        found[image_id] = Found(size, _collect(answer, image_id, size, examination.mapping))
+        if progress is not None:
+            progress(done, len(images))
+    return found
+
+
 def evaluate(
     predict: Predict,
     annotation_file: str | Path,
@@ -580,43 +674,46 @@ def evaluate(
         BoxSegError: if the model answers with non-finite numbers.
         ValueError: if max_images is less than 1.
     """
+    _pycocotools()
+    examination = open_examination(predict, annotation_file, classes=classes, max_images=max_images)
+    found = answer_examination(predict, examination, image_root, progress=progress)
+    return judge(examination, found, filled_boxes=filled_boxes, judging=judging)
+
+
+def _pycocotools() -> ModuleType:
+    """Return pycocotools.mask, or say how to get it."""
     try:
         from pycocotools import mask as codec
     except ImportError:
         raise BackendMissingError(
             "COCO evaluation needs pycocotools; pip install boxseg[eval]"
         ) from None
-    if max_images is not None and max_images < 1:
-        raise ValueError(f"max_images must be at least 1, got {max_images}")
-    truth = load_truth(annotation_file)
-    notes = list(truth.notes)
-    classes = _classes_of(predict) if classes is None else classes
-    mapping: dict[int, int | None] = (
-        {key: key for key in truth.categories}
-        if classes is None
-        else _match_classes(classes, truth, notes)
-    )
-    images = truth.images[:max_images]
-    if len(images) < len(truth.images):
-        notes.append(f"only the first {len(images)} of {len(truth.images)} images were judged")
+    return codec  # type: ignore[no-any-return]
 
-    results: list[Result] = []
-    sizes: dict[int, tuple[int, int]] = {}
-    for done, entry in enumerate(images, start=1):
-        image_id = int(entry["id"])
-        pixels = read_image(Path(image_root) / entry["file_name"])
-        size = pixels.shape[0], pixels.shape[1]
-        stated = entry.get("height", size[0]), entry.get("width", size[1])
-        if stated != size:
-            raise DataError(
-                f"{truth.path}: image {image_id} ({entry['file_name']}) is {size[0]} x {size[1]} "
-                f"pixels (height x width), the file says {stated[0]} x {stated[1]}"
-            )
-        sizes[image_id] = size
-        results += _collect(predict(pixels), image_id, size, mapping)
-        if progress is not None:
-            progress(done, len(images))
 
+def judge(
+    examination: Examination,
+    answers: Mapping[int, Found],
+    *,
+    filled_boxes: bool = False,
+    judging: Callable[[int, int], None] | None = None,
+) -> Accuracy:
+    """Score what a model found; see `evaluate`.
+
+    Args:
+        examination: What was asked.
+        answers: Image id -> what was found, of every image; their order does not matter.
+        filled_boxes: Also compute the mask AP of the same detections with their boxes filled.
+        judging: Called after each class with (done, total), once for each kind of AP.
+
+    Raises:
+        BackendMissingError: if pycocotools is not installed.
+    """
+    codec = _pycocotools()
+    truth, notes = examination.truth, list(examination.notes)
+    ids = [int(entry["id"]) for entry in examination.images]
+    sizes = {image_id: answers[image_id].size for image_id in ids}
+    results = [result for image_id in ids for result in answers[image_id].results]
     objects = [dict(entry) for entry in truth.annotations if entry["image_id"] in sizes]
     has_masks = _encode_masks(objects, sizes, truth, notes)
     found: list[dict[str, Any]] = [{**result} for result in results]
@@ -646,7 +743,7 @@ def evaluate(
         mask=mask,
         filled_boxes=filled,
         tightness=_tightness(results, sizes),
-        images=len(images),
+        images=len(ids),
         objects=judged,
         detections=len(results),
         notes=tuple(note.replace("FILE", truth.path.name) for note in notes),

@@ -17,8 +17,11 @@ from boxseg.errors import BackendMissingError, BoxSegError, DataError
 from boxseg.runtime.accuracy import (
     Accuracy,
     Predict,
+    answer_examination,
     evaluate,
     fill_box,
+    judge,
+    open_examination,
     report_lines,
     write_results,
 )
@@ -102,6 +105,26 @@ def test_a_perfect_detection_has_ap_one(tmp_path: Path) -> None:
     assert accuracy.box_quality == ONE
     assert accuracy.box.per_class == {"star": ONE}
     assert (accuracy.images, accuracy.objects, accuracy.detections) == (1, 1, 1)
+
+
+def test_shares_of_the_images_are_judged_together_as_one(tmp_path: Path) -> None:
+    images = [
+        {"id": number, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}
+        for number in (7, 2, 9, 4, 5)
+    ]
+    truth = [_annotation(1, [10, 20, 50, 40]), _annotation(2, [10, 20, 40, 40], image_id=4)]
+    file = _write(tmp_path, truth, images=images)
+    model = _answer(_found([10, 20, 50, 40]), _found([60, 20, 50, 40], 0.4))
+    examination = open_examination(model, file)
+    shares = [
+        answer_examination(model, examination, tmp_path, share=(number, 3)) for number in range(3)
+    ]
+    assert [list(share) for share in shares] == [[7, 4], [2, 5], [9]]
+    together = judge(examination, shares[2] | shares[0] | shares[1])
+    alone = evaluate(model, file, tmp_path)
+    assert together == alone
+    assert together.results == alone.results
+    assert [result["image_id"] for result in together.results] == [7, 7, 2, 2, 9, 9, 4, 4, 5, 5]
 
 
 def test_a_shifted_box_counts_up_to_its_iou(tmp_path: Path) -> None:

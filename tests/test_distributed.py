@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_engine import RECIPE, write_data
+from test_engine import RECIPE, write_data, write_depth
 
 from boxseg.train.engine import _launched
 from boxseg.train.trainer_state import load_trainer_state
@@ -28,10 +28,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 
-def train(data: Path, out: Path, devices: int) -> list[dict[str, Any]]:
+def train(data: Path, out: Path, devices: int, kind: str = "plain") -> list[dict[str, Any]]:
     """Run the script; return what each process wrote."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(data), str(out), str(devices)],
+        [sys.executable, str(SCRIPT), str(data), str(out), str(devices), kind],
         env=environment(),
         capture_output=True,
         text=True,
@@ -42,12 +42,18 @@ def train(data: Path, out: Path, devices: int) -> list[dict[str, Any]]:
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
 
 
-def test_two_processes_learn_what_one_does_even_where_one_sees_no_box(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", images=6)
+def write_mostly_empty_data(folder: Path) -> Path:
+    """Write six pictures of which two have boxes: some process sees none in some step."""
+    data = write_data(folder, images=6)
     file = data / "train.json"
     content = json.loads(file.read_text())
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] < 3]
     file.write_text(json.dumps(content))
+    return data
+
+
+def test_two_processes_learn_what_one_does_even_where_one_sees_no_box(tmp_path: Path) -> None:
+    data = write_mostly_empty_data(tmp_path / "data")
     (one,) = train(data, tmp_path / "one", 1)
     first, second = train(data, tmp_path / "two", 2)
     # 2 of 6 images have boxes, so in some step one process has none and the other some
@@ -64,6 +70,31 @@ def test_two_processes_learn_what_one_does_even_where_one_sees_no_box(tmp_path: 
         assert torch.equal(first["state_dict"][name], second["state_dict"][name]), name
     state = load_trainer_state(tmp_path / "two" / "trainer.pt")
     assert (state.step, len(state.random)) == (5, 2)
+    # each predicts three of the six images, the first process scores all
+    found = first["validation"]
+    assert found["shared"]["numbers"]["images"] == 6
+    assert found["shared"]["numbers"]["detections"] > 0
+    assert found["shared"] == found["alone"]
+    assert second["validation"] is None
+
+
+def test_two_processes_of_the_full_recipe_stay_equal_where_one_sees_no_box(tmp_path: Path) -> None:
+    data = write_depth(write_mostly_empty_data(tmp_path / "data"))
+    first, second = train(data, tmp_path / "two", 2, "full")
+    assert any(
+        (a["boxes"] == 0) != (b["boxes"] == 0)
+        for a, b in zip(first["steps"], second["steps"], strict=True)
+    )
+    last = first["steps"][-1]
+    assert {"pseudo_mask", "pseudo_affinity", "depth", "depth_consistency"} <= last["losses"].keys()
+    assert last["diagnostics"]["pseudo_share"] > 0
+    for part in ("state_dict", "criterion"):
+        for name, value in first[part].items():
+            assert torch.equal(second[part][name], value), name
+    ours, theirs = (state["supervision"]["teacher"] for state in (first, second))
+    assert ours["updates"] == theirs["updates"] == 1 + 7
+    for name, value in ours["network"].items():
+        assert torch.equal(theirs["network"][name], value), name
 
 
 @pytest.mark.parametrize(

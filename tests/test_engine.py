@@ -108,6 +108,17 @@ def write_data(folder: Path, *, images: int = 5, masks: bool = False) -> Path:
     return folder
 
 
+def write_depth(data: Path) -> Path:
+    """Give every training picture of a folder a depth map."""
+    content = json.loads((data / "train.json").read_text())
+    for index, entry in enumerate(content["images"]):
+        depth = np.random.default_rng(index).integers(0, 65536, (32, 48), dtype=np.uint16)
+        entry["depth_file_name"] = f"depth{index}.png"
+        Image.fromarray(depth).save(data / entry["depth_file_name"])
+    (data / "train.json").write_text(json.dumps(content))
+    return data
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("engine") / "rectangles")
@@ -578,12 +589,7 @@ def test_a_depth_recipe_needs_depth_maps_and_its_head_is_saved_beside_the_model(
     data = write_data(tmp_path / "data")
     with pytest.raises(DataError, match=r"boxseg data depth .* or train without depth: -o terms"):
         Engine(recipe_with(*DEPTH), settings_for(data, tmp_path / "none"))
-    content = json.loads((data / "train.json").read_text())
-    for index, entry in enumerate(content["images"]):
-        depth = np.random.default_rng(index).integers(0, 65536, (32, 48), dtype=np.uint16)
-        entry["depth_file_name"] = f"depth{index}.png"
-        Image.fromarray(depth).save(data / entry["depth_file_name"])
-    (data / "train.json").write_text(json.dumps(content))
+    write_depth(data)
     start = Engine(recipe_with(*DEPTH), settings_for(data, tmp_path / "start"))
     whole = run(recipe_with(*DEPTH), settings_for(data, tmp_path / "whole"))
     with pytest.raises(RunInterruptedError):
@@ -618,12 +624,12 @@ def test_a_second_interrupt_is_not_waited_for() -> None:
 def test_an_interrupt_during_validation_keeps_the_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def evaluate(*_: Any, progress: Callable[[int, int], None], **__: Any) -> None:
+    def answer(*_: Any, progress: Callable[[int, int], None], **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         progress(1, 5)
 
     recipe = recipe_with("validation.every_steps=2")
-    monkeypatch.setattr(engine_module, "evaluate", evaluate)
+    monkeypatch.setattr(engine_module, "answer_examination", answer)
     with pytest.raises(RunInterruptedError) as stop:
         run(recipe, settings_for(data, tmp_path / "run"))
     assert stop.value.step == 2

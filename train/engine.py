@@ -37,7 +37,14 @@ from boxseg.checkpoint import (
 from boxseg.config import ModelConfig
 from boxseg.errors import BackendMissingError, BoxSegError, DataError, FileMismatchError
 from boxseg.inference import TorchBackend
-from boxseg.runtime.accuracy import Accuracy, evaluate, load_truth
+from boxseg.runtime.accuracy import (
+    Accuracy,
+    Found,
+    answer_examination,
+    judge,
+    load_truth,
+    open_examination,
+)
 from boxseg.runtime.segmenter import Segmenter
 from boxseg.student import DensePredictions, Student
 from boxseg.train.coco import CocoBoxes, image_size
@@ -406,6 +413,15 @@ def _gather(fabric: Fabric, value: dict[str, Any]) -> list[dict[str, Any]]:
     values: list[dict[str, Any]] = [{} for _ in range(fabric.world_size)]
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def _gather_to_first(fabric: Fabric, own: dict[int, Found]) -> dict[int, Found]:
+    """Return the union of what all processes have; nothing in the others."""
+    if fabric.world_size == 1:
+        return own
+    parts: list[dict[int, Found]] = [{} for _ in range(fabric.world_size)]
+    torch.distributed.gather_object(own, parts if fabric.is_global_zero else None)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -876,12 +892,35 @@ class Engine:
             )
         self.fabric_optimizer.step()
         clock("optimizer")
+        self._share_statistics()
         self.supervision.after_step(self.student, self.step)
         clock("average")
         teacher = self.supervision.teacher
         if teacher is not None and teacher.updates and (self.step + 1) % LOG_EVERY == 0:
             told["ema_distance"] = teacher.distance(self.student)
         return values, told
+
+    def _share_statistics(self) -> None:
+        """Average the running statistics of batch norms that learn over all processes.
+
+        Each sees the images of its own process; without this the averages, which copy them, would
+        differ between processes, and a resumed run from one that never stopped.
+        """
+        if self.fabric.world_size == 1:
+            return
+        values = [
+            value
+            for norm in _batch_norms(self.student)
+            if norm.training
+            for value in (norm.running_mean, norm.running_var)
+            if isinstance(value, Tensor)
+        ]
+        if not values:
+            return
+        together = torch.cat([value.flatten() for value in values])
+        mean = cast(Tensor, self.fabric.all_reduce(together, reduce_op="mean"))
+        for value, part in zip(values, mean.split([len(v) for v in values]), strict=True):
+            value.copy_(part)
 
     def _refuse(self, batch: Batch, losses: Mapping[str, float], rate: float) -> None:
         """Save the batch that gave a non-finite loss and stop."""
@@ -998,8 +1037,7 @@ class Engine:
         """Score the network that ships, keep it if it is the best, and report."""
         self.student.eval()
         self._draw_lesson()
-        if self.fabric.is_global_zero:
-            self._score(reports)
+        self._score(reports)
         self.validated_step = self.step
         self.save()
 
@@ -1009,16 +1047,18 @@ class Engine:
             draw_lesson(self._lesson, self.images.classes, self.settings.out / PSEUDO_FILE)
 
     def _score(self, reports: Reports) -> None:
+        """Score what ships; all processes call this together, the first one has the numbers."""
         if self.validation_file is None:
             reports.note(f"not validated: there is no {self.settings.data / VALIDATION_JSON}")
             return
         network, weights = self.shipped
         accuracy = self._accuracy(network)
+        student = None if network is self.student else self._accuracy(self.student)
+        if accuracy is None:
+            return
         by_masks = self.recipe.uses_masks
         score = validation_score(accuracy, by_masks=by_masks)
-        beside: dict[str, Accuracy] = {}
-        if network is not self.student:
-            beside["student"] = self._accuracy(self.student)
+        beside = {} if student is None else {"student": student}
         improved = score >= self.best.score  # of equals, the one that trained longer
         if improved:
             self.best = Best(score, self.step)
@@ -1041,21 +1081,35 @@ class Engine:
     def _segmenter(self, network: Student) -> Segmenter:
         return Segmenter(TorchBackend(network, str(self.fabric.device)), conf=0.0)
 
-    def _accuracy(self, network: Student) -> Accuracy:
-        """Score one set of weights on val.json."""
+    def _accuracy(self, network: Student) -> Accuracy | None:
+        """Score one set of weights on val.json; every process predicts its share of the images.
+
+        Returns:
+            None in all processes but the first.
+        """
         assert self.validation_file is not None
 
         def heed_interrupts(_done: int, _total: int) -> None:
             if self.interrupts.asked:
                 raise RunInterruptedError(self.step)
 
-        return evaluate(
-            self._segmenter(network),
-            self.validation_file,
-            self.settings.data,
-            max_images=self.recipe.validation.max_images,
-            progress=heed_interrupts,
+        segmenter = self._segmenter(network)
+        examination = open_examination(
+            segmenter, self.validation_file, max_images=self.recipe.validation.max_images
         )
+        own: dict[int, Found] = {}
+        with contextlib.suppress(RunInterruptedError):  # the others must hear of it
+            own = answer_examination(
+                segmenter,
+                examination,
+                self.settings.data,
+                share=(self.fabric.global_rank, self.fabric.world_size),
+                progress=heed_interrupts,
+            )
+        if self._asked_to_stop():
+            raise RunInterruptedError(self.step)
+        answers = _gather_to_first(self.fabric, own)
+        return judge(examination, answers) if self.fabric.is_global_zero else None
 
 
 def validation_score(accuracy: Accuracy, *, by_masks: bool) -> float:
