@@ -287,6 +287,20 @@ def depth_step(
     return criterion, context, criterion(context)
 
 
+def test_guidance_by_depth_grows_over_its_warm_up() -> None:
+    eased = build_criterion({"focal": {}, "depth": {"warmup_steps": 40}}, CONFIG)
+    assert [eased.guidance(step) for step in (0, 10, 40, 90)] == [0.0, 0.25, 1.0, 1.0]
+    assert build_criterion({"focal": {}, "depth": {}}, CONFIG).guidance(0) == 1.0
+    assert build_criterion({"focal": {}}, CONFIG).guidance(0) == 1.0
+
+
+def test_masks_take_the_share_of_guidance_of_the_step(student: Student) -> None:
+    _, context, _ = depth_step(student, torch.zeros(2, 16, 24))
+    plain = replace(context, guidance=0.0)
+    assert torch.equal(plain.mask_logits, plain.guided_masks.plain)
+    assert not torch.allclose(context.mask_logits, plain.mask_logits)
+
+
 def test_only_the_depth_term_brings_a_depth_head_and_its_weights_are_the_criterions(
     student: Student,
 ) -> None:

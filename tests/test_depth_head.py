@@ -141,6 +141,23 @@ def test_depth_starts_undecided(predictions: DensePredictions) -> None:
     assert math.isclose(found.logits.mean().item(), 1.05, abs_tol=0.1)
 
 
+@pytest.mark.parametrize("form", ["contract", "paper"])
+def test_a_share_of_the_guidance_lies_between_the_masks_as_they_ship_and_all_of_it(
+    form: Form, predictions: DensePredictions
+) -> None:
+    hidden = [torch.rand(2, 8, 8, 12), torch.rand(2, 8, 8, 12)]
+    logits = torch.randn(4, 8, 12)
+    head = DepthHead(config(), form)
+    none, quarter, whole = (
+        head(predictions, *PLACES, logits, hidden, part) for part in (0, 0.25, 1)
+    )
+    assert torch.equal(none.logits, none.plain)
+    assert not torch.allclose(whole.logits, none.logits)
+    torch.testing.assert_close(quarter.logits, 0.75 * none.logits + 0.25 * whole.logits)
+    # the depth is learned whatever its share
+    assert torch.equal(none.depth, whole.depth)
+
+
 def test_a_mask_head_without_a_hidden_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="mask_head_layers must be at least 2, got 1"):
         DepthHead(config(mask_head_layers=1))

@@ -46,23 +46,28 @@ FIRST = "boxinst"
 _WARM = "{warm}"
 """Stands for the steps over which new terms are warmed up."""
 
-_TEACHER = (
-    "teacher={start: 0}",
-    "model.final_score=sqrt_score0_mask",
-    "view={}",
-)
+_HALF = "{half}"
+"""Stands for half of a row's steps."""
+
+_TEACHER = ("teacher={start: 0}", "model.final_score=sqrt_score0_mask")
 _DISTILL = (
     f"terms.pseudo_mask={{warmup_steps: {_WARM}}}",
     f"terms.pseudo_affinity={{warmup_steps: {_WARM}}}",
 )
 _QUALITY_AWARE = (*_TEACHER, *_DISTILL)
-_DEPTH = (
-    "terms.depth={}",
-    # the terms that it waits for are warm already
-    f"terms.depth_consistency={{start_steps: 0, warmup_steps: {_WARM}}}",
-)
+# the terms that it waits for are warm already
+_CONSISTENCY = f"terms.depth_consistency={{start_steps: 0, warmup_steps: {_WARM}}}"
+# a head that knows nothing yet would halve the logits that the base has learned
+_HEAD = f"terms.depth={{warmup_steps: {_HALF}}}"
 _EDGES = ("terms.pairwise.threshold=0.1", "terms.pairwise.depth_threshold=0.01")
 _PASTE = f"copy_paste={{peer: {{warmup_steps: {_WARM}}}}}"
+_PRODUCT = (
+    *_QUALITY_AWARE,
+    *_EDGES,
+    _HEAD,
+    "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
+    _PASTE,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Row:
     name: str
     title: str
     settings: tuple[str, ...]
-    """`-o` settings; {warm} stands for the warm-up of new terms in steps."""
+    """`-o` settings; {warm} stands for the warm-up of new terms, {half} for half of all steps."""
     before: str = FIRST
     """The row that this one adds a part to."""
 
@@ -150,25 +155,26 @@ ROWS: tuple[Row, ...] = (
         ),
         "mqs",
     ),
-    Row("depth", "BoxInst + depth head, depth terms", _DEPTH),
+    # what the papers' view does to it; the rows above have none
+    Row(
+        "pc_view",
+        "BoxSeg, photometric view",
+        (*_QUALITY_AWARE, "view={}", "pseudo_masks={quality_aware: {}}", _PASTE),
+        "pc",
+    ),
+    Row(
+        "depth_cold", "BoxInst + depth head at once, depth terms", ("terms.depth={}", _CONSISTENCY)
+    ),
+    Row("depth", "BoxInst + depth head, depth terms", (_HEAD, _CONSISTENCY)),
     Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
+    Row("edges_head", "+ depth head, no consistency", (*_EDGES, _HEAD), "depth_edges"),
     Row(
         "edges_boxseg",
         "BoxSeg, pairs of like colour and depth",
         (*_QUALITY_AWARE, *_EDGES, "pseudo_masks={quality_aware: {depth_ranking: 0.3}}", _PASTE),
         "pc",
     ),
-    Row(
-        "depth_boxseg",
-        "BoxSeg + depth, the product's recipe",
-        (
-            *_QUALITY_AWARE,
-            *_DEPTH,
-            "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
-            _PASTE,
-        ),
-        "pc",
-    ),
+    Row("depth_boxseg", "BoxSeg + depth, the product's recipe", _PRODUCT, "pc"),
     Row(
         "sim",
         "SIM",
@@ -184,25 +190,13 @@ ROWS: tuple[Row, ...] = (
     Row(
         "jitter5",
         "BoxSeg + depth, boxes jittered by 5 %",
-        (
-            *_QUALITY_AWARE,
-            *_DEPTH,
-            "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
-            _PASTE,
-            "data.box_jitter=0.05",
-        ),
+        (*_PRODUCT, "data.box_jitter=0.05"),
         "depth_boxseg",
     ),
     Row(
         "jitter10",
         "BoxSeg + depth, boxes jittered by 10 %",
-        (
-            *_QUALITY_AWARE,
-            *_DEPTH,
-            "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
-            _PASTE,
-            "data.box_jitter=0.1",
-        ),
+        (*_PRODUCT, "data.box_jitter=0.1"),
         "depth_boxseg",
     ),
 )
@@ -252,7 +246,7 @@ def base_run(plan: Plan, data: Path, seed: int) -> Run:
 def row_run(plan: Plan, data: Path, seed: int, row: Row) -> Run:
     """Return the training of one row."""
     place = plan.out / data.name / f"seed{seed}"
-    warm = str(max(1, plan.iters // 9))
+    steps = {_WARM: max(1, plan.iters // 9), _HALF: max(1, plan.iters // 2)}
     settings = (
         f"schedule.max_iters={plan.iters}",
         "schedule.milestones=[0.7, 0.9]",
@@ -260,10 +254,17 @@ def row_run(plan: Plan, data: Path, seed: int, row: Row) -> Run:
         "terms.pairwise.warmup_steps=0",
         "validation.every_steps=null",
         *plan.overrides,
-        *(setting.replace(_WARM, warm) for setting in row.settings),
+        *(_filled(setting, steps) for setting in row.settings),
     )
     start = ("--weights", str(place / "base" / "last.pt"))
     return Run(place / row.name, _command(plan, data, seed, place / row.name, settings, start))
+
+
+def _filled(setting: str, steps: dict[str, int]) -> str:
+    """Return a setting with the numbers of steps that its names stand for."""
+    for name, number in steps.items():
+        setting = setting.replace(name, str(number))
+    return setting
 
 
 def _command(

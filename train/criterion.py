@@ -70,6 +70,8 @@ class StepContext:
     """Optimizer steps taken since the teacher started."""
     depth_head: DepthHead | None = None
     """Guides the masks that are trained; None trains the masks as they ship."""
+    guidance: float = 1.0
+    """Share of that guidance in this step, in [0, 1]."""
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     """What the terms say of this step beside their losses: scalars without gradient. Which ones
     there are depends on the recipe alone, never on the batch."""
@@ -149,7 +151,8 @@ class StepContext:
         places = self.mask_image_index, self.assignment.location_index[self.chosen]
         with self._learning():
             logits, hidden = self.student.mask_layers_at(self.predictions, *places)
-            return cast(GuidedMasks, self.depth_head(self.predictions, *places, logits, hidden))
+            guided = self.depth_head(self.predictions, *places, logits, hidden, self.guidance)
+            return cast(GuidedMasks, guided)
 
     @cached_property
     def masks_per_rank(self) -> Tensor:
@@ -463,6 +466,13 @@ class DepthTerm(_Options):
 
     form: Form = "contract"
     """How depth and masks are multiplied; see `DepthHead`."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the guidance of the masks grows from none. The depth itself is
+    learned at full weight from the first step: a head that knows nothing halves every logit."""
+
+    def guidance(self, step: int) -> float:
+        """Return the share of the guidance, in [0, 1], after `step` optimizer steps."""
+        return min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
 
     def __call__(self, context: StepContext) -> Tensor:
         """Return the mean over trained masks.
@@ -657,6 +667,11 @@ class Criterion(nn.Module):
             term.depth_threshold for term in self.terms.values() if isinstance(term, PairwiseTerm)
         ]
         return bool(DEPTH_TERMS & set(self.terms)) or any(vetoes)
+
+    def guidance(self, step: int) -> float:
+        """Return how much the depth head guides the masks, in [0, 1]; see `DepthTerm`."""
+        term = self.terms.get("depth")
+        return term.guidance(step) if isinstance(term, DepthTerm) else 1.0
 
     def forward(self, context: StepContext) -> dict[str, Tensor]:
         """Return {name: weighted scalar}; their sum is the loss."""

@@ -87,6 +87,7 @@ class DepthHead(nn.Module):
         location_index: Tensor,
         mask_logits: Tensor,
         hidden: Sequence[Tensor],
+        share: float = 1.0,
     ) -> GuidedMasks:
         """Guide the masks of chosen predictions.
 
@@ -96,6 +97,8 @@ class DepthHead(nn.Module):
             location_index: Location of each instance, (K,).
             mask_logits: z, (K, h, w), of `Student.mask_layers_at`.
             hidden: F1 of the instances of each image, (k, width, h, w), of the same.
+            share: How much of the guidance applies, in [0, 1]: each factor f becomes
+                1 - share * (1 - f), which is positive as well.
         """
         parameters = self._parameters_at(predictions, image_index, location_index)  # (K, width + 1)
         chunks = parameters.split([len(part) for part in hidden])
@@ -107,9 +110,10 @@ class DepthHead(nn.Module):
         surface = upsample_to_stride_4(depth)
         plain = upsample_to_stride_4(mask_logits)
         if self.form == "paper":
-            return GuidedMasks(plain, upsample_to_stride_4(mask_logits * depth), surface)
+            guided = mask_logits * (1 - share * (1 - depth))
+            return GuidedMasks(plain, upsample_to_stride_4(guided), surface)
         factor = SMALLEST_FACTOR + (1 - SMALLEST_FACTOR) * surface
-        return GuidedMasks(plain, plain * factor, surface)
+        return GuidedMasks(plain, plain * (1 - share * (1 - factor)), surface)
 
     def _parameters_at(
         self, predictions: DensePredictions, image_index: Tensor, location_index: Tensor

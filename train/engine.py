@@ -239,6 +239,7 @@ class TrainingStep(nn.Module):
             pseudo=lesson.pseudo,
             teacher_step=lesson.teacher_step,
             depth_head=self.criterion.depth_head,
+            guidance=self.criterion.guidance(given.step),
         )
         self.criterion.clock("forward")
         with torch.autocast(lesson.images.device.type, enabled=False):
