@@ -151,6 +151,16 @@ def _size_on_disk(path: Path) -> int:
     return path.stat().st_size
 
 
+def _gmac(traced: TracedGraph, metadata: Mapping[str, Any]) -> float:
+    """Count the multiplications of one image in the convolutions, in thousands of millions."""
+    from boxseg.export.lowering import name_nodes
+    from boxseg.export.quantization import layers_of
+
+    batch = metadata["batch"]
+    images = batch["max"] if batch["min"] == batch["max"] else 1
+    return float(sum(layer.work for layer in layers_of(name_nodes(traced.model)))) / images / 1e9
+
+
 def _trainer_of(source: Path) -> Path | None:
     """Return the trainer.pt that belongs to what the user named, if there is one."""
     trainer = source / "trainer.pt" if source.is_dir() else source.parent / "trainer.pt"
@@ -813,6 +823,8 @@ def export(
             f"{len(proof.constants)} constants besides; form {name}, "
             f"K = {each.metadata['nms']['candidates']}"
         )
+    gmac = _gmac(graphs[forms[kinds[0]]], network.metadata)
+    click.echo(f"work         {gmac:.2f} GMAC per image, in its convolutions")
     trainer = _trainer_of(source)
     rest = (
         [] if trainer is None else left_behind(read_payload(trainer), network.metadata["weights"])
@@ -825,6 +837,7 @@ def export(
         "imgsz": size,
         "weights": network.metadata["weights"],
         "batch": network.metadata["batch"],
+        "gmac": gmac,
         "shipped": {name: asdict(graph.proof) for name, graph in graphs.items()},
         "left_behind": [asdict(part) for part in rest],
         "files": [],

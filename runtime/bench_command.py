@@ -188,20 +188,27 @@ def _object_entries(
     from boxseg.runtime.preprocess import plan_letterbox
     from boxseg.runtime.segmenter import Segmenter
 
-    models = {}
+    models, against = {}, {}
+    leader = next(iter(segmenters))
     for name, segmenter in segmenters.items():
         plan = plan_letterbox(segmenter.metadata.imgsz, *frame.shape[:2])
         content = (plan.content_height, plan.content_width)
         for count in counts:
             backend = WithObjects(segmenter.backend, segmenter.metadata, content, count)
             models[f"{name}\n{count}"] = Segmenter(backend, conf=0.0, **options)
-    timings = measure(models, [frame], warmup=rounds[0], iters=rounds[1])
+            against[f"{name}\n{count}"] = f"{leader}\n{count}"
+    timings = measure(models, [frame], warmup=rounds[0], iters=rounds[1], against=against)
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in segmenters}
     for timing in timings:
         name, _, number = timing.model.rpartition("\n")
-        stages = {stage: asdict(value) for stage, value in timing.stages.items()}
         entries[name].append(
-            {"objects": int(number), "detections": timing.detections_mean, "stages": stages}
+            {
+                "objects": int(number),
+                "detections": timing.detections_mean,
+                "rounds": timing.rounds,
+                "stages": {stage: asdict(value) for stage, value in timing.stages.items()},
+                "compared": {stage: asdict(value) for stage, value in timing.compared.items()},
+            }
         )
     return entries
 

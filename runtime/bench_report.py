@@ -21,6 +21,8 @@ INSIDE = {
     "a fixed size",
     "warm-up": "rounds that no other number holds",
     "frames per second": "back to back: rounds over the sum of their totals",
+    "against the first": "the median, over the rounds, of a model's time as a share of the first "
+    "model's in the same round, and how many rounds it won",
     "batch": "the engine alone, one run on B copies of one letterboxed frame",
     "objects": "the engine runs as ever; then its outputs are exchanged for synthetic ones that "
     "hold N objects of class 0 on a square grid over the frame, boxes of 1/8 of the input's sides, "
@@ -54,6 +56,15 @@ def _memory_text(memory: Mapping[str, Any]) -> str:
     return ", ".join(parts) if parts else "not known on this system"
 
 
+def _compared_text(entry: Mapping[str, Any], rounds: int) -> str:
+    """Say how a model stands to the first."""
+    parts = [
+        f"{name} {found['ratio']:.3f} x (less in {found['faster']} of {rounds} rounds)"
+        for name, found in entry["compared"].items()
+    ]
+    return ", ".join(parts)
+
+
 def record_lines(record: Mapping[str, Any]) -> list[str]:
     """Return everything about one model.
 
@@ -76,6 +87,9 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
     warmup = record["warmup"]
     if warmup is not None:
         lines.append(f"  warm-up: p50 {warmup['p50']:.2f} ms, p99 {warmup['p99']:.2f} ms")
+    if record["compared"]:
+        beside = Path(str(record["against"])).name
+        lines.append(f"  against {beside}: {_compared_text(record, record['rounds'])}")
     lines.append(f"  memory: {_memory_text(record['memory'])}")
     for entry in record["batches"]:
         if "skipped" in entry:
@@ -90,6 +104,8 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
             stage_line(f"{entry['objects']} obj {name}", entry["stages"][name])
             for name in ("select", "masks", "total")
         ]
+        if entry["compared"]:
+            lines.append(f"  against the first: {_compared_text(entry, entry['rounds'])}")
     paced = record["paced"]
     if paced is not None:
         lines.append(stage_line(f"at {paced['hz']:g} Hz", paced["latency"]))
@@ -161,6 +177,7 @@ def used_numbers(records: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [name for name in INSIDE if any(name in record["stages"] for record in records)]
     names += ["first", "warm-up", "frames per second", "memory"]
     for key, name in (
+        ("compared", "against the first"),
         ("batches", "batch"),
         ("objects", "objects"),
         ("paced", "paced"),

@@ -27,6 +27,8 @@ PACKAGES = ("numpy", "onnxruntime", "openvino", "tensorrt", "torch")
 """Distributions whose versions a record names."""
 
 TOTAL = "total"
+COMPARED = ("engine", TOTAL)
+"""Stages that are compared between models."""
 
 
 class Timed(Protocol):
@@ -54,6 +56,16 @@ class StageTime:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One stage of a model beside the same stage of another one, round by round."""
+
+    ratio: float
+    """Median over the rounds of this model's time as a share of the other's."""
+    faster: int
+    """Rounds in which this model took less time."""
+
+
+@dataclass(frozen=True)
 class Timing:
     """One model's times."""
 
@@ -69,6 +81,10 @@ class Timing:
     """Back to back: rounds over the sum of their total times."""
     detections_mean: float
     detections_most: int
+    against: str | None
+    """The model that it is compared with; None for that one itself."""
+    compared: dict[str, Compared]
+    """The engine and the total, where both models have them in every round."""
 
     def as_dict(self) -> dict[str, object]:
         """Return everything as JSON types."""
@@ -82,6 +98,19 @@ def summarise(samples: Sequence[float]) -> StageTime:
     return StageTime(p50, p90, p99, float(values.mean()), float(values.min()))
 
 
+def _compare(
+    ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]
+) -> dict[str, Compared]:
+    """Pair the rounds of two models; a stage that takes no time by the clock has no ratio."""
+    found = {}
+    for stage in COMPARED:
+        pairs = list(zip(ours.get(stage, ()), theirs.get(stage, ()), strict=False))
+        if len(pairs) == len(theirs[TOTAL]) and all(their > 0 for _, their in pairs):
+            ratio = float(np.median([our / their for our, their in pairs]))
+            found[stage] = Compared(ratio, sum(our < their for our, their in pairs))
+    return found
+
+
 def measure(
     models: Mapping[str, Callable[[NDArray[np.uint8]], Timed]],
     frames: Sequence[NDArray[np.uint8]],
@@ -89,6 +118,7 @@ def measure(
     warmup: int = 5,
     iters: int = 50,
     duration: float = 0.0,
+    against: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Time models on the same frames, interleaved.
@@ -99,6 +129,7 @@ def measure(
         warmup: Untimed rounds.
         iters: Timed rounds at least.
         duration: Seconds of timed rounds at least.
+        against: Model -> the model that it is compared with; None compares all with the first.
         clock: Seconds that only grow.
 
     Raises:
@@ -141,19 +172,21 @@ def measure(
                 if stage != TOTAL:
                     stages[name].setdefault(stage, []).append(value)
         index += 1
+    for name in names:
+        stages[name][TOTAL] = totals[name]
+    others = dict.fromkeys(names, names[0]) if against is None else against
     return [
         Timing(
             model=name,
-            stages={
-                **{stage: summarise(values) for stage, values in stages[name].items()},
-                TOTAL: summarise(totals[name]),
-            },
+            stages={stage: summarise(values) for stage, values in stages[name].items()},
             rounds=index,
             first_ms=first[name],
             warmup=summarise(warming[name]) if warmup else None,
             frames_per_second=1000 * index / sum(totals[name]),
             detections_mean=float(np.mean(counts[name])),
             detections_most=max(counts[name]),
+            against=None if others[name] == name else others[name],
+            compared={} if others[name] == name else _compare(stages[name], stages[others[name]]),
         )
         for name in names
     ]

@@ -232,6 +232,10 @@ def test_the_whole_command_says_what_is_inside(
     content = json.loads((tmp_path / "b.json").read_text())
     record = content["models"][0]
     assert [entry["detections"] for entry in record["objects"]] == [0, 10]
+    second = content["models"][1]["objects"]
+    assert [list(entry["compared"]) for entry in record["objects"]] == [[], []]
+    assert [list(entry["compared"]) for entry in second] == [["engine", "total"]] * 2
+    assert printed.count("against the first: engine ") == 2
     assert record["threads"] == 1
     assert record["streams"] | {"total": 0} == {
         "streams": 2,

@@ -101,6 +101,41 @@ def test_models_take_turns_and_see_the_same_frames() -> None:
     assert models["a"].frames == models["b"].frames == [0, 0, 1, 0, 1]
 
 
+def test_models_are_compared_round_by_round() -> None:
+    # first calls, then rounds 10 against 5, 10 against 20, 10 against 4: shares 0.5, 2 and 0.4
+    clock = Clock()
+    costs = {"a": [10.0], "b": [1.0, 5.0, 20.0, 4.0]}
+    models = {name: Model(name, clock, values, []) for name, values in costs.items()}
+    one, other = measure(models, FRAMES, warmup=0, iters=3, clock=clock)
+    assert one.against is None
+    assert one.compared == {}
+    assert other.against == "a"
+    assert list(other.compared) == ["engine", "total"]
+    for found in other.compared.values():
+        assert found.ratio == pytest.approx(0.5)
+        assert found.faster == 2
+
+
+def test_each_model_may_be_compared_with_another() -> None:
+    clock = Clock()
+    models = {name: Model(name, clock, [cost], []) for name, cost in (("a", 1.0), ("b", 4.0))}
+    others = {"a": "b", "b": "b"}
+    one, other = measure(models, FRAMES, warmup=0, iters=2, against=others, clock=clock)
+    assert one.compared["total"].ratio == pytest.approx(0.25)
+    assert one.compared["total"].faster == 2
+    assert other.against is None
+
+
+def test_a_stage_without_a_time_is_not_compared() -> None:
+    def idle(frame: np.ndarray) -> Answer:
+        clock.now += 0.002
+        return Answer({"engine": 0.0}, 0)
+
+    clock = Clock()
+    _, other = measure({"a": idle, "b": idle}, FRAMES, warmup=0, iters=2, clock=clock)
+    assert list(other.compared) == ["total"]
+
+
 def test_duration_adds_rounds() -> None:
     # 0.1 s per round, 1 s asked: 10 rounds or one more by rounding of the sum
     clock = Clock()

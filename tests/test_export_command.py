@@ -13,9 +13,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from boxseg import cli
-from boxseg.checkpoint import TRAINER_FORMAT, model_payload, save_model, write_atomically
+from boxseg.checkpoint import (
+    TRAINER_FORMAT,
+    load_model,
+    model_payload,
+    save_model,
+    write_atomically,
+)
 from boxseg.errors import BoxSegError
 from boxseg.export import manifest, verify
 from boxseg.export.commands import _free_target, write_verified
@@ -65,6 +72,13 @@ def test_both_formats_are_written_proven_and_verified_again(
     assert cli.run(words) == 0
     printed = capsys.readouterr().out
     assert "each is the model's by name, shape and bytes" in printed
+    student = load_model(run_folder)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        student(torch.zeros(1, 3, *student.config.imgsz))
+    gmac = json.loads((tmp_path / "report.json").read_text())["gmac"]
+    # a multiplication with its sum counts as two
+    assert gmac == pytest.approx(counter.get_total_flops() / 2e9)
+    assert f"{gmac:.2f} GMAC per image" in printed
     # 5 x 4 float32 of momentum; 7 float16 of a depth head
     assert "left behind  optimizer: 1 tensor, 20 numbers" in printed
     assert "left behind  depth head: 1 tensor, 7 numbers" in printed
