@@ -268,6 +268,8 @@ class OpenVinoBackend:
         settings = openvino_settings(self.metadata.precision)
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
+        if wanted == "CPU":  # it pins every engine of a process to the same cores, counted from 0
+            settings["ENABLE_CPU_PINNING"] = False
         try:
             self._compiled = core.compile_model(model, wanted, settings)
         except Exception as error:  # all of its errors are RuntimeError or its children

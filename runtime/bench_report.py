@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from boxseg.errors import BackendMissingError
+from boxseg.runtime.benchmark import BLOCK
 
 INSIDE = {
     "letterbox": "resize and padding of a frame in memory to the input, in C",
@@ -22,7 +23,8 @@ INSIDE = {
     "warm-up": "rounds that no other number holds",
     "frames per second": "back to back: rounds over the sum of their totals",
     "against the first": "the median, over the rounds, of a model's time as a share of the first "
-    "model's in the same round, and how many rounds it won",
+    "model's in the same round, how many rounds it won, and in how many blocks of 10 rounds that "
+    "median was below 1",
     "batch": "the engine alone, one run on B copies of one letterboxed frame",
     "objects": "the engine runs as ever; then its outputs are exchanged for synthetic ones that "
     "hold N objects of class 0 on a square grid over the frame, boxes of 1/8 of the input's sides, "
@@ -58,10 +60,12 @@ def _memory_text(memory: Mapping[str, Any]) -> str:
 
 def _compared_text(entry: Mapping[str, Any], rounds: int) -> str:
     """Say how a model stands to the first."""
-    parts = [
-        f"{name} {found['ratio']:.3f} x (less in {found['faster']} of {rounds} rounds)"
-        for name, found in entry["compared"].items()
-    ]
+    parts = []
+    for name, found in entry["compared"].items():
+        won = f"less in {found['faster']} of {rounds} rounds"
+        if found["blocks"]:
+            won += f", in {found['blocks_faster']} of {found['blocks']} blocks of {BLOCK}"
+        parts.append(f"{name} {found['ratio']:.3f} x ({won})")
     return ", ".join(parts)
 
 

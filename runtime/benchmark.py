@@ -29,6 +29,8 @@ PACKAGES = ("numpy", "onnxruntime", "openvino", "tensorrt", "torch")
 TOTAL = "total"
 COMPARED = ("engine", TOTAL)
 """Stages that are compared between models."""
+BLOCK = 10
+"""Rounds of a block; blocks are compared by their medians."""
 
 
 class Timed(Protocol):
@@ -63,6 +65,10 @@ class Compared:
     """Median over the rounds of this model's time as a share of the other's."""
     faster: int
     """Rounds in which this model took less time."""
+    blocks: int
+    """Whole blocks of 10 rounds."""
+    blocks_faster: int
+    """Blocks in which the median of the rounds' ratios was below 1."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,14 @@ def _compare(
     for stage in COMPARED:
         pairs = list(zip(ours.get(stage, ()), theirs.get(stage, ()), strict=False))
         if len(pairs) == len(theirs[TOTAL]) and all(their > 0 for _, their in pairs):
-            ratio = float(np.median([our / their for our, their in pairs]))
-            found[stage] = Compared(ratio, sum(our < their for our, their in pairs))
+            ratios = np.array([our / their for our, their in pairs])
+            blocks = ratios[: len(ratios) // BLOCK * BLOCK].reshape(-1, BLOCK)
+            found[stage] = Compared(
+                float(np.median(ratios)),
+                int((ratios < 1).sum()),
+                len(blocks),
+                int((np.median(blocks, axis=1) < 1).sum()),
+            )
     return found
 
 

@@ -55,6 +55,14 @@ def test_openvino_computes_fp32_files_in_fp32(tmp_path: Path) -> None:
     assert str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()) == "f32"
 
 
+def test_openvino_pins_no_engine_to_the_cores_of_another(tmp_path: Path) -> None:
+    path = _write("openvino", tmp_path, describe())
+    for threads in (None, 1):
+        backend = open_backend(path, threads=threads)
+        compiled = backend._compiled  # type: ignore[union-attr]  # as above
+        assert compiled.get_property("ENABLE_CPU_PINNING") is False
+
+
 def test_the_xml_file_names_the_model_too(tmp_path: Path) -> None:
     folder = _write("openvino", tmp_path, describe())
     assert open_backend(folder / "small.xml").name == "openvino"

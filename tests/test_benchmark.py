@@ -113,7 +113,20 @@ def test_models_are_compared_round_by_round() -> None:
     assert list(other.compared) == ["engine", "total"]
     for found in other.compared.values():
         assert found.ratio == pytest.approx(0.5)
-        assert found.faster == 2
+        assert (found.faster, found.blocks) == (2, 0)
+
+
+def test_blocks_of_ten_rounds_are_compared_by_their_medians() -> None:
+    # one round in ten is lost in the first block, six in the second; five more rounds are no block
+    costs = [1.0, *[0.9] * 9, 9.0, *[0.9] * 4, *[1.1] * 6, *[0.9] * 5]
+    clock = Clock()
+    models = {
+        "a": Model("a", clock, [1.0], []),
+        "b": Model("b", clock, costs, []),
+    }
+    _, other = measure(models, FRAMES, warmup=0, iters=25, clock=clock)
+    found = other.compared["total"]
+    assert (found.faster, found.blocks, found.blocks_faster) == (18, 2, 1)
 
 
 def test_each_model_may_be_compared_with_another() -> None:

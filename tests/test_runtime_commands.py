@@ -278,7 +278,12 @@ def test_bench_prints_stages_and_writes_a_record(
     assert values["models"][0]["against"] is None
     assert values["models"][1]["against"] == str(model)
     # the engine of these models always says 2 ms
-    assert values["models"][1]["compared"]["engine"] == {"ratio": 1.0, "faster": 0}
+    assert values["models"][1]["compared"]["engine"] == {
+        "ratio": 1.0,
+        "faster": 0,
+        "blocks": 0,
+        "blocks_faster": 0,
+    }
     assert "against model.onnx: engine 1.000 x (less in 0 of 3 rounds)" in text
     assert values["settings"]["threads"] == 2
     assert values["settings"]["frame_sizes"] == ["20 x 40"]
