@@ -193,7 +193,10 @@ def _read_video(path: Path) -> Iterator[Frame]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path}: holds no video stream")
-            for picture in container.decode(container.streams.video[0]):
+            stream = container.streams.video[0]
+            refuse_huge(path, stream.height, stream.width)
+            for picture in container.decode(stream):
+                refuse_huge(path, picture.height, picture.width)  # streams may change theirs
                 pixels = np.asarray(picture.to_ndarray(format="rgb24"), np.uint8)
                 # The container stores a counter-clockwise turn in degrees.
                 turns = round(getattr(picture, "rotation", 0) / 90) % 4

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_images import PNG_OF_10_GIGAPIXELS
 
 from boxseg.errors import DataError
 from boxseg.train import coco
@@ -392,6 +393,18 @@ def test_data_without_depth_maps_names_both_cures(folder: Path) -> None:
 def test_a_colour_depth_map_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"b\.png: a depth map is an 8- or 16-bit grey PNG, got"):
         read_depth(folder / "images" / "b.png")
+
+
+def test_a_huge_depth_map_is_refused_before_it_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "huge.png").write_bytes(PNG_OF_10_GIGAPIXELS)
+    with pytest.raises(DataError, match=r"huge\.png: too many pixels"):
+        read_depth(folder / "huge.png")
+    Image.fromarray(np.zeros((4, 5), dtype=np.uint8)).save(folder / "map.png")
+    monkeypatch.setattr("boxseg.runtime.images.PIXEL_LIMIT", 19)
+    with pytest.raises(DataError, match=r"map\.png: 4 x 5 pixels; the limit is 19"):
+        read_depth(folder / "map.png")
 
 
 def change(values: dict[str, Any], key: str, position: int, **changes: Any) -> dict[str, Any]:

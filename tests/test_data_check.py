@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from test_images import PNG_OF_10_GIGAPIXELS
 
 from boxseg.errors import DataError
 from boxseg.train.data_check import Report, check_annotations, write_repaired
@@ -174,6 +175,13 @@ def test_a_truncated_jpeg_is_found(folder: Path) -> None:
     whole = (folder / "c.jpg").read_bytes()
     (folder / "c.jpg").write_bytes(whole[:-200])
     assert found(check(folder, content())) == [("corrupt image", "image 3 (c.jpg)")]
+
+
+def test_a_header_that_claims_gigabytes_is_found(folder: Path) -> None:
+    (folder / "b.png").write_bytes(PNG_OF_10_GIGAPIXELS)
+    report = check(folder, content())
+    assert found(report) == [("corrupt image", "image 2 (b.png)")]
+    assert "89478485 pixels" in report.defects[0].what
 
 
 def test_sizes_are_compared_with_the_file(folder: Path) -> None:

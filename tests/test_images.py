@@ -262,6 +262,15 @@ def test_video_yields_rgb_frames_with_their_index(tmp_path: Path) -> None:
         assert frame.image[24, 32, 2] < 40
 
 
+def test_a_video_of_huge_frames_is_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_video(tmp_path / "clip.mp4", 1)
+    monkeypatch.setattr(images, "PIXEL_LIMIT", 48 * 64 - 1)
+    with pytest.raises(DataError, match=r"clip\.mp4: 48 x 64 pixels; the limit is 3071"):
+        next(iterate_frames(tmp_path / "clip.mp4"))
+
+
 def test_damaged_video_is_a_data_error(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="video needs PyAV")
     (tmp_path / "clip.mp4").write_bytes(b"not a video at all")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_images import PNG_OF_10_GIGAPIXELS
 
 from boxseg import cli
 from boxseg.runtime import commands
@@ -172,6 +173,22 @@ def test_predict_reads_the_other_files_and_ends_with_three(
     assert "2 pictures in predictions" in said.out
 
 
+def truncated(image: Path) -> bytes:
+    return image.read_bytes()[:-30]
+
+
+def test_predict_refuses_huge_and_truncated_images(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "huge.png").write_bytes(PNG_OF_10_GIGAPIXELS)
+    (folder / "torn.png").write_bytes(truncated(folder / "a.png"))
+    assert _run("predict", model, folder) == 3
+    said = capsys.readouterr().err
+    assert "huge.png: too many pixels; the limit is 89478485 pixels" in said
+    assert "torn.png: truncated or damaged image" in said
+    assert "2 of 4 sources could not be read" in said
+
+
 def test_predict_never_overwrites_its_sources(
     model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +264,24 @@ def test_eval_answers_wrong_data_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(PNG_OF_10_GIGAPIXELS, "b.png: too many pixels"), (None, "b.png: truncated or damaged")],
+)
+def test_eval_refuses_huge_and_truncated_images(
+    model: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+    message: str,
+) -> None:
+    (folder / "b.png").write_bytes(content or truncated(folder / "b.png"))
+    assert _run("eval", model, "--data", folder) == 3
+    error = capsys.readouterr().err
+    assert message in error
+    assert [line for line in error.splitlines() if line.startswith("error: ")]
 
 
 def test_eval_says_that_a_threshold_hides_detections(

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image, ImageDraw
+from test_images import PNG_OF_10_GIGAPIXELS
 
 from boxseg import checkpoint
 from boxseg.cli import run
@@ -255,6 +256,24 @@ def test_a_corrupt_image_is_a_warning_or_with_strict_an_error(
     assert "dropped 1 corrupt images" in capsys.readouterr().out
     assert boxseg_train("--strict") == 3
     assert "0.png" in capsys.readouterr().err
+
+
+def test_huge_and_truncated_images_are_named_before_the_first_step(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = place / "reds" / "0.png"
+    for content, reason in (
+        (PNG_OF_10_GIGAPIXELS, "0.png: too many pixels; the limit is 89478485"),
+        (image.read_bytes()[:-30], "0.png: not an image, or damaged"),
+    ):
+        image.write_bytes(content)
+        assert boxseg_train("--strict") == 3  # in train.json
+        assert reason in capsys.readouterr().err
+        assert boxseg_train() == 3  # in val.json
+        error = capsys.readouterr().err
+        assert "val.json: image 0: " in error
+        assert reason in error
+    assert not (place / "runs").exists()
 
 
 def test_a_loss_that_is_no_number_ends_with_one(

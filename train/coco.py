@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from boxseg.errors import DataError
 from boxseg.runtime.accuracy import Rle, encode_mask
-from boxseg.runtime.images import is_file, leaves_folder, read_image, refuse_huge
+from boxseg.runtime.images import PIXEL_LIMIT, is_file, leaves_folder, read_image, refuse_huge
 from boxseg.train.annotation_table import (
     AnnotationTable,
     Texts,
@@ -82,6 +82,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
             turned = False
     except DataError:
         raise
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: too many pixels; the limit is {PIXEL_LIMIT} pixels") from None
     except Exception as error:  # decoders of foreign bytes raise nearly everything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not an image, or damaged ({reason})") from None
@@ -103,15 +105,22 @@ def read_depth(path: str | Path) -> NDArray[np.float32]:
         Values in [0, 255], larger is nearer, (height, width) of the map.
 
     Raises:
-        DataError: The file is missing, damaged, or not grey.
+        DataError: The file is missing, damaged, too large, or not grey.
     """
     path = Path(path)
     if not is_file(path):
         raise DataError(f"{path}: no such depth map")
     try:
-        with Image.open(path) as image:
-            mode = image.mode
-            values = np.asarray(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of sizes, which are judged here
+            with Image.open(path) as image:
+                refuse_huge(path, image.height, image.width)
+                mode = image.mode
+                values = np.asarray(image)
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: too many pixels; the limit is {PIXEL_LIMIT} pixels") from None
     except Exception as error:  # decoders of foreign bytes raise nearly everything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: damaged depth map ({reason})") from None
