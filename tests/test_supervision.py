@@ -21,9 +21,11 @@ class Maker:
 
     def __init__(self) -> None:
         self.asked: list[TeacherPredictions] = []
+        self.in_autocast: list[bool] = []
 
     def __call__(self, teacher: TeacherPredictions) -> PseudoMasks:
         self.asked.append(teacher)
+        self.in_autocast.append(torch.is_autocast_enabled("cpu"))
         height, width = (side // 4 for side in teacher.batch.images.shape[-2:])
         return PseudoMasks(
             masks=[torch.zeros(len(rows), height, width) for rows in teacher.batch.boxes],
@@ -113,6 +115,14 @@ def test_the_teacher_sees_what_is_not_pasted_and_the_student_what_is() -> None:
     assert lesson.images.min() == 255
     told = {name: float(value) for name, value in lesson.diagnostics.items()}
     assert told == {"pseudo_share": 1.0, "pseudo_quality": 0.5, "bank_fill": 0.25}
+
+
+def test_in_mixed_precision_the_teacher_is_halved_and_its_masks_are_not() -> None:
+    maker = Maker()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        supervision(maker).prepare(BATCH, new_student(), 30)
+    assert maker.asked[0].predictions.class_logits.dtype == torch.bfloat16
+    assert maker.in_autocast == [False]
 
 
 def test_a_batch_without_boxes_has_no_share_and_no_quality() -> None:

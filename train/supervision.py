@@ -108,6 +108,8 @@ class Supervision:
     def prepare(self, batch: Batch, student: Student, step: int) -> Lesson:
         """Return what the step learns from.
 
+        The teacher runs in the precision around, its answer becomes masks in float32.
+
         Args:
             batch: Clean images and boxes.
             student: The network; its weights are the teacher's at the first step that it teaches.
@@ -120,7 +122,8 @@ class Supervision:
             self.teacher.update(student)
         teacher_step = step - self._start_step
         answer = self.teacher.ask(batch, step / self._max_iters)
-        pseudo = unpasted = self._maker(answer)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            pseudo = unpasted = self._maker(answer)
         diagnostics = _quality(pseudo, batch.images.device)
         if self._bank is not None:
             pasted, pasted_pseudo = self._bank.paste(
