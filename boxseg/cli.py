@@ -49,7 +49,13 @@ COMMANDS: dict[str, LazyCommand] = {
     "bench-step": LazyCommand(
         "boxseg.train.step_benchmark",
         "bench_step",
-        "Time a training step beside torchvision's FCOS.",
+        "Time a training step beside torchvision's detectors.",
+        "train",
+    ),
+    "bench-loader": LazyCommand(
+        "boxseg.train.loader_benchmark",
+        "bench_loader",
+        "Time the loading of images, part by part.",
         "train",
     ),
     "ablate": LazyCommand(

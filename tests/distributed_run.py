@@ -19,6 +19,7 @@ from boxseg.runtime.accuracy import evaluate
 from boxseg.student import Student
 from boxseg.train import engine
 from boxseg.train.engine import Engine, RunSettings
+from boxseg.train.loader import batches_of
 
 BOTH = ("data.batch_size=4", "data.short_sides=[64]", "schedule.clip_norm=1")
 RECIPES = {
@@ -71,7 +72,7 @@ def main() -> None:
     run = Engine(recipe, RunSettings(data=data, out=out, device="cpu", devices=devices))
     run.start_folder()
     losses = []
-    with engine._batches(run._loader()) as batches:
+    with batches_of(run._loader()) as batches:
         run._train_mode()
         for batch in batches:
             rate = recipe.schedule.learning_rate(run.step)

@@ -68,7 +68,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["nonsense"], "error: no command 'nonsense'; there are data, train, bench-step, ablate, "),
+        (["nonsense"], "error: no command 'nonsense'; there are data, train, bench-step, bench-lo"),
         (["--nonsense"], "error: No such option '--nonsense'"),
         (["help", "nonsense"], "error: no command 'nonsense'"),
     ],

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -49,13 +48,13 @@ from boxseg.runtime.segmenter import Segmenter
 from boxseg.student import DensePredictions, Student
 from boxseg.train.coco import CocoBoxes, image_size
 from boxseg.train.criterion import Criterion, StepContext, build_criterion
-from boxseg.train.data_order import (
-    KeyedSamples,
-    StepSampler,
-    Unreadable,
-    aspect_groups,
-    collate_readable,
-    leave_interrupts_to_the_run,
+from boxseg.train.data_order import Unreadable
+from boxseg.train.loader import (
+    TRAIN_JSON,
+    batches_of,
+    build_loader,
+    build_sampler,
+    open_images,
 )
 from boxseg.train.memory_bank import MemoryBank, build_copy_paste
 from boxseg.train.pseudo_masks import build_pseudo_masks
@@ -81,13 +80,12 @@ from boxseg.train.trainer_state import (
     save_trainer_state,
 )
 from boxseg.train.transfer import Transfer, transfer_weights
-from boxseg.train.transforms import Batch, Geometry, Sample
+from boxseg.train.transforms import Batch, Sample
 
 CONFIG_FILE = "config.yaml"
 LAST_FILE = "last.pt"
 BEST_FILE = "best.pt"
 NONFINITE_FILE = "nonfinite_batch.pt"
-TRAIN_JSON = "train.json"
 VALIDATION_JSON = "val.json"
 PICTURE_EPOCHS = 5
 """Epochs between pictures of pseudo masks."""
@@ -138,12 +136,6 @@ class RunSettings:
     """Make defects of the data errors."""
 
 
-def needs_depth(recipe: Recipe) -> bool:
-    """Whether the terms or the pseudo masks of a recipe need a depth map for every image."""
-    made = recipe.pseudo_masks
-    return recipe.uses_depth or (made is not None and build_pseudo_masks(made).needs_depth)
-
-
 def data_identity(images: CocoBoxes) -> dict[str, Any]:
     """Return what tells this data from other data, as plain values."""
     return {
@@ -156,23 +148,6 @@ def data_identity(images: CocoBoxes) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------
 # The step
-
-
-@contextlib.contextmanager
-def _batches(loader: DataLoader[Sample | Unreadable]) -> Iterator[Iterator[Any]]:
-    """Iterate over a loader, and end its processes whatever happens.
-
-    Left to the garbage collector they may outlive the run: a kept traceback holds the iterator, and
-    Python then waits at exit, for ever, for children that do not hear SIGTERM.
-    """
-    batches = iter(loader)
-    try:
-        yield batches
-    finally:
-        if loader.num_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  no public name
-            for process in multiprocessing.active_children():
-                process.kill()
 
 
 class StepInput:
@@ -384,13 +359,6 @@ def open_fabric(device: str, devices: int, precision: str) -> Fabric:
     )
 
 
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def seed_everything(seed: int) -> None:
     """Seed the generators of Python and torch."""
     random.seed(seed)
@@ -460,7 +428,7 @@ class Engine:
         saved = self._saved_run() if settings.resume else None
         self.fabric = open_fabric(settings.device, settings.devices, recipe.precision)
         self.fabric.launch()
-        self.images = self._open_data()
+        self.images = open_images(recipe, settings.data, strict=settings.strict)
         self.validation_file = self._check_validation()
         config = recipe.model.build(self.images.classes, self.images.category_ids)
         seed_everything(recipe.seed)
@@ -502,32 +470,6 @@ class Engine:
                 f"with: {'; '.join(changed)}; undo that, or start a new run with --out"
             )
         return state
-
-    def _open_data(self) -> CocoBoxes:
-        data = self.recipe.data
-        images = CocoBoxes(
-            self.settings.data / TRAIN_JSON,
-            self.settings.data,
-            transform=Geometry(
-                short_sides=data.short_sides,
-                long_side=data.long_side,
-                flip=data.flip,
-                size_per=data.size_per,
-                box_jitter=data.box_jitter,
-                seed=self.recipe.seed,
-            ),
-            classes=data.classes,
-            with_masks=self.recipe.uses_masks,
-            with_depth=needs_depth(self.recipe),
-            strict=self.settings.strict,
-        )
-        if not images.num_boxes:
-            dropped = ", ".join(f"{count} {reason}" for reason, count in images.dropped.items())
-            raise DataError(
-                f"{self.settings.data / TRAIN_JSON}: no box is left to learn from"
-                + (f"; dropped: {dropped}" if dropped else "")
-            )
-        return images
 
     def _check_validation(self) -> Path | None:
         """Find out now, not at the first validation, whether val.json can be scored.
@@ -661,28 +603,19 @@ class Engine:
         self.validated_step = state.validated_step
 
     def _loader(self) -> DataLoader[Sample | Unreadable]:
-        data = self.recipe.data
-        workers = min(data.workers, _cores())
-        sampler = StepSampler(
-            len(self.images),
-            data.batch_size,
-            seed=self.recipe.seed,
+        sampler = build_sampler(
+            self.images,
+            self.recipe,
             first_step=self.step,
             last_step=self.recipe.schedule.max_iters,
             rank=self.fabric.global_rank,
             processes=self.fabric.world_size,
-            groups=aspect_groups(self.images.sizes, data.aspect_groups),
         )
-        return DataLoader(
-            KeyedSamples(self.images),
-            batch_sampler=cast(Any, sampler),
-            num_workers=workers,
-            collate_fn=collate_readable,
-            worker_init_fn=leave_interrupts_to_the_run,
+        return build_loader(
+            self.images,
+            sampler,
+            workers=self.recipe.data.workers,
             pin_memory=self.fabric.device.type == "cuda",
-            prefetch_factor=4 if workers else None,
-            # a generator of its own: the workers' seeds must not be drawn from the run's
-            generator=torch.Generator(),
         )
 
     # ---- the loop -------------------------------------------------------------------------
@@ -745,7 +678,7 @@ class Engine:
 
     def _train(self, reports: Reports) -> None:
         """Make all steps that are left."""
-        with _batches(self._loader()) as batches:
+        with batches_of(self._loader()) as batches:
             while self.step < self.recipe.schedule.max_iters:
                 self._one_step(batches, reports)
                 if self._asked_to_stop():
@@ -833,7 +766,7 @@ class Engine:
         clock = StepClock(self.fabric.device)
         self._clock = self.criterion.clock = clock
         try:
-            with _batches(self._loader()) as batches:
+            with batches_of(self._loader()) as batches:
                 self._train_mode()
                 for _ in range(needed):
                     if self.step == first:

@@ -345,6 +345,10 @@ class Batch:
         """The batch in page-locked memory; a data loader calls this when asked to pin."""
         return self._each(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> "Batch":
+        """The batch in memory that other processes can map, where loader processes leave it."""
+        return self._each(lambda tensor: tensor.share_memory_())
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
