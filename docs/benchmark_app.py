@@ -3,8 +3,8 @@
     python docs/benchmark_app.py compared.json best_openvino_model ... --threads 2 --repeats 3
 
 The two programs take turns, each in a process of its own. Inside: for boxseg the stage `engine`,
-the request with its copies; for benchmark_app the synchronous request on random bytes. Both compile
-for latency, on so many threads, with fp32 where the file says fp32.
+the request with its copies; for benchmark_app the synchronous request on random bytes. Both run one
+stream (benchmark_app takes a number of threads with no hint) and compute fp32 in fp32.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def theirs(file: Path, threads: int, frames: int) -> float:
     """Return the median latency that benchmark_app reports, ms."""
     (graph,) = file.glob("*.xml")
     program = str(Path(sys.executable).with_name("benchmark_app"))
-    words = ["-m", graph, "-d", "CPU", "-hint", "latency", "-api", "sync", "-niter", frames]
-    words += ["-nthreads", threads, "-infer_precision", "f32"]
+    words = ["-m", graph, "-d", "CPU", "-hint", "none", "-nstreams", 1, "-api", "sync"]
+    words += ["-niter", frames, "-nthreads", threads, "-infer_precision", "f32"]
     run = [program, *map(str, words)]
     printed = subprocess.run(run, check=True, capture_output=True, text=True).stdout
     found = re.search(r"Median:\s*([\d.]+) ms", printed)
