@@ -166,6 +166,18 @@ ROWS: tuple[Row, ...] = (
         "depth_cold", "BoxInst + depth head at once, depth terms", ("terms.depth={}", _CONSISTENCY)
     ),
     Row("depth", "BoxInst + depth head, depth terms", (_HEAD, _CONSISTENCY)),
+    Row(
+        "pseudo_depth",
+        "Pseudo-Depth: + depth-matched masks of a teacher",
+        (
+            *_TEACHER,
+            f"terms.pseudo_mask={{weight: 2.0, target: soft, warmup_steps: {_WARM}}}",
+            _HEAD,
+            _CONSISTENCY,
+            "pseudo_masks={depth_matched: {}}",
+        ),
+        "depth",
+    ),
     Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
     Row("edges_head", "+ depth head, no consistency", (*_EDGES, _HEAD), "depth_edges"),
     Row(
