@@ -246,7 +246,8 @@ def load_model(path: Path, weights: str | None = None) -> Student:
 
     Raises:
         FileNotFoundError: if there is nothing at the path.
-        FileMismatchError: if the file is damaged, foreign or inconsistent.
+        FileMismatchError: if the file is damaged, foreign or inconsistent, or if a weight is not
+            finite.
     """
     payload = read_model_payload(path, weights)
     try:
@@ -257,4 +258,8 @@ def load_model(path: Path, weights: str | None = None) -> Student:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileMismatchError(f"{path}: config and weights do not fit: {reason}") from error
+    for name, value in student.state_dict().items():
+        if not value.isfinite().all():
+            # such a network scores nothing above any threshold and would look like an empty scene
+            raise FileMismatchError(f"{path}: {name} holds values that are not finite")
     return student.eval()

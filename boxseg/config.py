@@ -57,7 +57,8 @@ class ModelConfig:
     tower_depth: int = 4
     """3x3 convolutions per tower."""
     tower_norm: Norm = "group"
-    """Normalisation in the towers; group uses 32 groups, or one per 8 channels if fewer."""
+    """Normalisation in the towers: group uses 32 groups, or one per 8 channels if fewer; batch has
+    a norm for each level of the pyramid, which export folds away."""
     mask_channels: int = 16
     """Channels of the mask features that dynamic heads read."""
     mask_branch_channels: int = 128

@@ -18,9 +18,10 @@ _CLASS_PRIOR = 0.01
 
 
 class FCOSHead(nn.Module):
-    """Two towers shared by all levels (FCOS, arXiv:1904.01355; CondInst, arXiv:2003.05664).
+    """Two towers whose convolutions all levels share.
 
-    Quality and controller read the box tower, as in the released CondInst.
+    Source: FCOS (arXiv:1904.01355), with the controller of CondInst (arXiv:2003.05664). Quality and
+    controller read the box tower, as in the released CondInst.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -53,8 +54,8 @@ class FCOSHead(nn.Module):
             (B, 4, h, w); quality logits (B, 1, h, w); parameters (B, P, h, w); output of
             the box tower (B, tower_channels, h, w).
         """
-        class_feature = self.class_tower(feature)
-        box_feature = self.box_tower(feature)
+        class_feature = self.class_tower(feature, level)
+        box_feature = self.box_tower(feature, level)
         distances = F.relu(self.box_distances(box_feature) * self.level_scales[level])
         return (
             self.class_logits(class_feature),
@@ -65,12 +66,43 @@ class FCOSHead(nn.Module):
         )
 
 
+class LevelBatchNorms(nn.ModuleList):
+    """One batch norm for each level of the pyramid, behind a convolution that all levels share.
+
+    Levels differ in mean and spread. With one norm for all, a training step normalises each level
+    by its own statistics, but the network in use by an average of the five: the boxes of a
+    pedestrian detector fell from a mean IoU of 0.80 to 0.53 on one batch of its own training images
+    (RTMDet, arXiv:2212.07784, and EfficientDet, arXiv:1911.09070, keep one norm per level too).
+    Folded at export they cost nothing but a copy of the convolution's weights per level.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """Build a norm per level."""
+        super().__init__(nn.BatchNorm2d(channels) for _ in STRIDES)
+
+    def forward(self, feature: Tensor, level: int) -> Tensor:
+        """Normalise (B, channels, h, w) of one level."""
+        normalised: Tensor = self[level](feature)
+        return normalised
+
+
+class Tower(nn.Sequential):
+    """Convolutions, norms and rectifiers that read one level of the pyramid after the other."""
+
+    def forward(self, feature: Tensor, level: int) -> Tensor:  # type: ignore[override]  # which one
+        """Map (B, fpn_channels, h, w) to (B, tower_channels, h, w)."""
+        for layer in self:
+            per_level = isinstance(layer, LevelBatchNorms)
+            feature = layer(feature, level) if per_level else layer(feature)
+        return feature
+
+
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
     """Return the named normalisation; group uses 32 groups, or one per 8 channels if fewer."""
     if norm == "group":
         return nn.GroupNorm(min(32, channels // 8), channels)
     if norm == "batch":
-        return nn.BatchNorm2d(channels)
+        return LevelBatchNorms(channels)
     return nn.Identity()
 
 
@@ -79,7 +111,7 @@ def _bias(convolution: nn.Conv2d) -> Tensor:
     return convolution.bias
 
 
-def _tower(config: ModelConfig) -> nn.Sequential:
+def _tower(config: ModelConfig) -> Tower:
     layers: list[nn.Module] = []
     width = config.fpn_channels
     for _ in range(config.tower_depth):
@@ -90,4 +122,4 @@ def _tower(config: ModelConfig) -> nn.Sequential:
             nn.ReLU(inplace=True),
         ]
         width = config.tower_channels
-    return nn.Sequential(*layers)
+    return Tower(*layers)

@@ -130,6 +130,17 @@ def test_a_config_that_the_weights_do_not_fit_is_refused_before_it_is_built(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    student: Student, tmp_path: Path, value: float
+) -> None:
+    with torch.no_grad():
+        next(student.parameters()).flatten()[1] = value
+    save_model(tmp_path / "last.pt", student, metadata={"step": 0})
+    with pytest.raises(FileMismatchError, match=r"\.weight holds values that are not fin"):
+        load_model(tmp_path / "last.pt")
+
+
 def test_loading_a_model_draws_as_many_random_numbers_as_building_one(
     student: Student, tmp_path: Path
 ) -> None:

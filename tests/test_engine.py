@@ -23,7 +23,7 @@ from rich.console import Console
 
 from boxseg.checkpoint import load_model, read_model_payload, save_model
 from boxseg.config import ModelConfig
-from boxseg.errors import DataError, FileMismatchError
+from boxseg.errors import BackendMissingError, DataError, FileMismatchError
 from boxseg.student import Student
 from boxseg.train import engine as engine_module
 from boxseg.train.data_order import Unreadable
@@ -277,7 +277,7 @@ def test_wrong_devices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"--precision 16-mixed needs a GPU"):
         open_fabric("cpu", 1, "16-mixed")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"finds no CUDA GPU here; use --device cpu"):
+        with pytest.raises(BackendMissingError, match=r"finds no CUDA GPU; use --device cpu"):
             open_fabric("cuda:0", 1, "32-true")
 
 

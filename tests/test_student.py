@@ -9,6 +9,7 @@ import torch
 from boxseg.backbone import Backbone
 from boxseg.config import BackboneName, ModelConfig
 from boxseg.errors import FileMismatchError
+from boxseg.fcos_head import LevelBatchNorms
 from boxseg.mask_head import COORDINATE_SCALES, dynamic_mask_head
 from boxseg.student import PIXEL_MEAN, Student, grid_locations
 
@@ -166,3 +167,28 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_weight_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="must be a file or one of IMAGENET1K_V1 for resnet18"):
         Backbone("resnet18", 8, "IMAGENET")
+
+
+def test_batch_norms_in_towers_keep_the_levels_apart() -> None:
+    norms = LevelBatchNorms(2)
+    for norm in norms:
+        norm.momentum = 1.0  # statistics in use are those of the last step
+    generator = torch.Generator().manual_seed(0)
+    features = [
+        torch.randn(2, 2, 40, 40, generator=generator) * (1 + level) + 10 * level
+        for level in range(5)
+    ]
+    trained = [norms(feature, level) for level, feature in enumerate(features)]
+    used = [norms.eval()(feature, level) for level, feature in enumerate(features)]
+    for level in range(5):
+        torch.testing.assert_close(used[level], trained[level], atol=2e-3, rtol=1e-3)
+        assert abs(used[level].mean().item()) < 1e-4
+        assert abs(used[level].std().item() - 1) < 1e-3
+
+
+def test_a_student_with_batch_norms_has_twenty_of_them_in_its_towers() -> None:
+    student = small(tower_norm="batch", tower_depth=2)
+    # 2 towers of 2 layers, 5 levels each; the convolutions are shared
+    norms = [m for m in student.head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 20
+    assert sum(value.ndim == 4 for value in student.head.class_tower.state_dict().values()) == 2

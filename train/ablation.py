@@ -64,7 +64,6 @@ _PASTE = f"copy_paste={{peer: {{warmup_steps: {_WARM}}}}}"
 _PRODUCT = (
     *_QUALITY_AWARE,
     *_EDGES,
-    _HEAD,
     "pseudo_masks={quality_aware: {depth_ranking: 0.3}}",
     _PASTE,
 )
@@ -180,13 +179,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
     Row("edges_head", "+ depth head, no consistency", (*_EDGES, _HEAD), "depth_edges"),
-    Row(
-        "edges_boxseg",
-        "BoxSeg, pairs of like colour and depth",
-        (*_QUALITY_AWARE, *_EDGES, "pseudo_masks={quality_aware: {depth_ranking: 0.3}}", _PASTE),
-        "pc",
-    ),
     Row("depth_boxseg", "BoxSeg + depth, the product's recipe", _PRODUCT, "pc"),
+    Row("union", "+ depth head, no consistency", (*_PRODUCT, _HEAD), "depth_boxseg"),
     Row(
         "sim",
         "SIM",

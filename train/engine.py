@@ -327,7 +327,8 @@ def open_fabric(device: str, devices: int, precision: str) -> Fabric:
         precision: 32-true, bf16-mixed or 16-mixed.
 
     Raises:
-        ValueError: if the device is not known or not there, or cannot do the precision.
+        ValueError: if the device is not known, or cannot do the precision.
+        BackendMissingError: if the device is not there.
     """
     name, _, index = device.partition(":")
     if device.isdigit():
@@ -342,9 +343,11 @@ def open_fabric(device: str, devices: int, precision: str) -> Fabric:
     if devices < 1:
         raise ValueError(f"--devices must be at least 1, got {devices}")
     if name == "cuda" and not gpus:
-        raise ValueError(f"--device {device}: torch finds no CUDA GPU here; use --device cpu")
+        raise BackendMissingError(f"--device {device}: torch finds no CUDA GPU; use --device cpu")
     if name == "cuda" and (devices > gpus or (index and int(index) >= gpus)):
-        raise ValueError(f"--device {device} --devices {devices}: this machine has {gpus} GPU(s)")
+        raise BackendMissingError(
+            f"--device {device} --devices {devices}: this machine has {gpus} GPU(s)"
+        )
     if index and devices > 1:
         raise ValueError(f"--device {device} names one GPU, --devices asks for {devices}")
     if name == "cpu" and precision == "16-mixed":
