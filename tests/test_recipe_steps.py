@@ -83,6 +83,9 @@ def test_gradients_of_the_whole_recipe_reach_what_they_should(scenes: Path, tmp_
         "teacher.start=0",
         "schedule.max_iters=500",
         "pseudo_masks.quality_aware.score_threshold=0",
+        "terms.depth={}",
+        "terms.depth_consistency={start_steps: 200, warmup_steps: 200}",
+        "view={}",
     )
     recipe = read_recipe(find_recipe("boxseg_depth_mobilenetv2"), settings)
     engine = Engine(recipe, RunSettings(data=scenes, out=tmp_path / "run", device="cpu"))
