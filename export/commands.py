@@ -189,6 +189,7 @@ def open_network(
     form: str = "dense",
     batch: tuple[int, int, int] = (1, 1, 1),
     weights: str | None = None,
+    licence: Mapping[str, str] | None = None,
 ) -> Network:
     """Open a run folder, a model file or a trainer.pt.
 
@@ -199,6 +200,7 @@ def open_network(
         form: Outputs of the graph: "dense", "topk" or "graph".
         batch: Least, best and most images of a run.
         weights: "student" or "ema"; None takes those that ship.
+        licence: Licences that the user states, by part, before those of the model file.
     """
     from boxseg.checkpoint import find_model, load_model
     from boxseg.inference import TorchBackend
@@ -210,10 +212,24 @@ def open_network(
     backend = TorchBackend(student, device, short_long=False, form=form, batch=batch)
     backend.metadata["weights"] = payload["weights"]
     training = payload["metadata"]
-    licence = training.get("licence")
-    if isinstance(licence, Mapping):
-        backend.metadata["licence"].update(licence)
+    recorded = training.get("licence")
+    for stated in (recorded, licence):
+        if isinstance(stated, Mapping):
+            backend.metadata["licence"].update(stated)
     return Network(file, student, backend, backend.metadata, training)
+
+
+def _licences(words: Iterable[str]) -> dict[str, str]:
+    """Read `--licence PART=NAME`; the code's licence is not the user's to state."""
+    found = {}
+    for word in words:
+        part, equals, name = word.partition("=")
+        if part not in ("weights", "data") or not equals or not name.strip():
+            raise click.BadParameter(
+                f"must be weights=NAME or data=NAME, got {word!r}", param_hint="'--licence'"
+            )
+        found[part] = name.strip()
+    return found
 
 
 def _samples(data: Path | None, count: int) -> Samples:
@@ -242,8 +258,10 @@ def _calibration(
     return CalibrationSet((), samples.source, tuple(samples.frames.values()))
 
 
-def _truth(precision: str, data: Path | None) -> Path:
+def _truth(precision: str, data: Path | None, report: Path) -> Path:
     """Return the annotation file that --report judges on."""
+    if report.suffix == ".md":
+        raise click.UsageError(f"--report writes JSON, and tables beside it; got {report}")
     if precision == "fp32":
         raise click.UsageError("--report compares precisions; give --precision too")
     file = data / "val.json" if data is not None and data.is_dir() else data
@@ -685,9 +703,24 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
 )
 @click.option("--opset", type=int, help="ONNX operator set, 17 to 23. Default: 18, bf16: 22.")
 @click.option(
+    "--exporter",
+    type=click.Choice(("dynamo", "torchscript")),
+    default="dynamo",
+    show_default=True,
+    help="How torch writes ONNX; torchscript knows opsets up to 20.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder, or the file's own name. Default: beside the model file.",
+)
+@click.option(
+    "--licence",
+    "licences",
+    multiple=True,
+    metavar="PART=NAME",
+    help="Licence of the weights or of the data, for the file's metadata and card, as in "
+    "--licence data=CC-BY-4.0. May be given for each.",
 )
 @click.option(
     "--golden",
@@ -708,7 +741,8 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
     "report_path",
     type=click.Path(path_type=Path),
     help="Reduced precision: judge fp32, fp16 and the asked one on the val.json or COCO file of "
-    "--data, and write AP per class, worst images and layers to give back here.",
+    "--data, and write AP per class, worst images and layers to give back here (JSON; as tables "
+    "beside it, .md).",
 )
 @click.option(
     "--report-images",
@@ -741,7 +775,9 @@ def export(
     timing_cache: Path | None,
     version_compatible: bool,
     opset: int | None,
+    exporter: str,
     out: Path | None,
+    licences: tuple[str, ...],
     golden: str | None,
     accuracy_images: int,
     data: Path | None,
@@ -769,7 +805,7 @@ def export(
     from boxseg.export.manifest import Story, expected, golden_image
     from boxseg.export.precision import reduce_network
     from boxseg.export.strip_report import left_behind
-    from boxseg.export.to_onnx import OPSET, OPSETS, trace
+    from boxseg.export.to_onnx import EXPORTERS, OPSET, trace
     from boxseg.export.to_tensorrt import BuildOptions, build_engine, open_toolkit
 
     precision = _asked_precision(precision, half, int8)
@@ -777,11 +813,13 @@ def export(
         raise click.UsageError("--calib is for reduced precision; give --precision too")
     if opset is None:
         opset = max(OPSET, FLOAT_TYPES[precision].oldest_opset) if precision == "bf16" else OPSET
-    if opset not in OPSETS:
+    known = EXPORTERS[exporter]
+    if opset not in known:
         raise click.BadParameter(
-            f"must be in {OPSETS[0]}..{OPSETS[-1]}, got {opset}", param_hint="'--opset'"
+            f"must be in {known[0]}..{known[-1]} for --exporter {exporter}, got {opset}",
+            param_hint="'--opset'",
         )
-    images_per_run = _batch(batch, dynamic)
+    images_per_run, licence = _batch(batch, dynamic), _licences(licences)
     kinds = list(dict.fromkeys(formats))
     forms = {kind: form or DEFAULT_FORMS[kind] for kind in kinds}
     file = find_model(source, weights)[0]
@@ -794,14 +832,20 @@ def export(
     }
     cuda = _device_number(_torch_device(device))
     toolkit = open_toolkit(cuda) if "trt" in kinds else None  # before anything is written
-    truth = None if report_path is None else _truth(precision, data)
+    truth = None if report_path is None else _truth(precision, data, report_path)
     samples = _samples(data, images)
     calibration = None
     if precision != "fp32":  # what is missing is said before the work
         calibration = _calibration(precision, calib, calib_images, data, samples)
     networks = {
         form: open_network(
-            source, imgsz, _torch_device(device), form=form, batch=images_per_run, weights=weights
+            source,
+            imgsz,
+            _torch_device(device),
+            form=form,
+            batch=images_per_run,
+            weights=weights,
+            licence=licence,
         )
         for form in dict.fromkeys(forms.values())
     }
@@ -815,7 +859,7 @@ def export(
     )
     graphs = {}
     for name, each in networks.items():
-        graphs[name] = trace(each.student, each.metadata, opset=opset)
+        graphs[name] = trace(each.student, each.metadata, opset=opset, exporter=exporter)
         proof = graphs[name].proof
         click.echo(
             f"shipped      {proof.weights} tensors, {proof.parameters:,} numbers, "
@@ -834,6 +878,7 @@ def export(
         "network": str(network.file),
         "precision": precision,
         "opset": opset,
+        "exporter": exporter,
         "imgsz": size,
         "weights": network.metadata["weights"],
         "batch": network.metadata["batch"],
@@ -857,6 +902,7 @@ def export(
         metadata={**network.metadata, "precision": precision},
         training=network.training,
         opset=opset,
+        exporter=exporter,
         strip={
             "shipped": asdict(graphs[forms[kinds[0]]].proof),
             "left_behind": content["left_behind"],
@@ -929,6 +975,8 @@ def export(
         )
         _echo(precision_report.report_lines(judged, tried))
         _write_json(report_path, precision_report.as_dict(judged, tried, truth))
+        table = precision_report.markdown(judged, tried, truth)
+        report_path.with_suffix(".md").write_text(table, encoding="utf-8")
     _write_json(json_path, content)
     if unverified:
         raise UnverifiedError("; ".join(unverified))

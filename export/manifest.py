@@ -145,23 +145,29 @@ def rules(metadata: Mapping[str, Any]) -> dict[str, str]:
         f"RGB, B {batch['min']} to {batch['max']}; normalisation is in the graph",
         "letterbox": f"frame scaled to fit {size['height']} x {size['width']} (height x width), "
         "bilinear with half-pixel centres, new side = round(side * ratio), content at the top "
-        f"left, right and bottom padded with RGB {red_green_blue}",
+        f"left, right and bottom padded with RGB {red_green_blue}; coordinates go back by new side "
+        "/ side of each axis",
         "candidates": f"pairs of location and class with score0 above "
         f"{scores['candidate_score']:.4f}, score0 = {score0}; the best {nms['candidates']}, ties "
         "by the lower location * classes + class",
-        "suppression": f"by score0 within each class, IoU above {nms['iou']:g}, ties by the lower "
-        f"index; at most {nms['max_det']} detections",
-        "final_score": f"{final}; detections are ordered by it",
-        "mask_score": f"mean of sigmoid(z) over the stride-{stride} cells inside the box with "
-        "z > 0; 0 if there is none",
+        "suppression": f"by score0 within each class, IoU above {nms['iou']:g} (computed in "
+        "float32, compared as double), ties by the lower index; at most "
+        f"{nms['max_det']} detections",
+        "final_score": f"{final}; detections are filtered and ordered by it, ties by the "
+        "candidate's index",
+        "mask_score": f"mean of sigmoid(z) over the stride-{stride} cells whose centre lies in the "
+        "box and with z > 0; 0 if there is none; where the box holds no centre, z is sampled at "
+        "its own",
         "mask": f"dynamic head of {len(head['layer_widths'])} layers "
         f"{'-'.join(map(str, head['layer_widths']))} on {head['mask_channels']} mask channels and "
         "2 relative coordinates, parameters weights first, then biases; coordinates in input "
         f"pixels divided by {', '.join(map(str, head['coordinate_scales']))} for P3 to P7",
         "mask_sampling": f"bilinear surface over the stride-{stride} grid, cell (i, j) at "
         f"({stride}j + {stride // 2}, {stride}i + {stride // 2}), sampled once at the centres of "
-        "the frame's own pixels; mask where z > 0, cut at the predicted box",
-        "boxes": "x1, y1, x2, y2 in pixels, float32; a pixel belongs to a box if its centre does",
+        "the frame's own pixels; the borders of the grid clamp; mask where z > 0, cut at the "
+        "predicted box",
+        "boxes": "x1, y1, x2, y2 in pixels, float32; a pixel belongs to a box if its centre does, "
+        "and a box that holds no centre has the pixel nearest to its own",
     }
 
 
@@ -173,6 +179,8 @@ class Story:
     training: Mapping[str, Any]
     """What the model file says about its run."""
     opset: int
+    exporter: str
+    """dynamo or torchscript."""
     strip: Mapping[str, Any]
     """`shipped`, the strip proof, and `left_behind`, JSON types."""
     precision: Mapping[str, Any]
@@ -226,6 +234,7 @@ def write_sidecars(
         "rules": rules(metadata),
         "licence": metadata["licence"],
         "opset": story.opset,
+        "exporter": story.exporter,
         "precision": story.precision,
         "strip": story.strip,
         "training": story.training,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,6 +217,64 @@ def report_lines(judged: Sequence[Judged], layers: Sequence[ReturnedLayer]) -> l
     ]
     lines.append(f"{first.images} images, {first.objects} objects")
     return [*lines, *first.notes]
+
+
+def markdown(
+    judged: Sequence[Judged], layers: Sequence[ReturnedLayer], annotation_file: Path
+) -> str:
+    """Return the same as tables, with the worst images.
+
+    Args:
+        judged: The reference first.
+        layers: From `returned_layers`.
+        annotation_file: What they were judged on.
+    """
+    content = as_dict(judged, layers, annotation_file)
+    first = judged[0].accuracy
+    names = [entry.name for entry in judged]
+
+    def row(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    lines = [
+        f"AP in percent on {annotation_file.name}, {first.images} images, {first.objects} objects; "
+        "box and mask.",
+        "",
+        row(["", *(f"{name}, {what}" for name in names for what in ("box", "mask"))]),
+        row(["---"] * (1 + 2 * len(names))),
+    ]
+    for name in ("all", *first.box.per_class):
+        cells = []
+        for entry in judged:
+            box, mask = entry.accuracy.box, entry.accuracy.mask
+            if name == "all":
+                cells += [box.ap, mask_ap(entry.accuracy)]
+            else:
+                cells += [box.per_class[name], mask.per_class.get(name) if mask else None]
+        lines.append(row([name, *map(_percent, cells)]))
+    lines += ["", row(["", "what ran", "box AP lost", "mask AP lost", "worst image"])]
+    lines.append(row(["---"] * 5))
+    for entry in judged[1:]:
+        loss = content["loss"][entry.name]
+        worst = content["worst_images"][entry.name][:1]
+        shown = [f"{w['file']}, agreement {w['agreement']:.2f}" for w in worst]
+        lost = (_signed(loss["box"]), _signed(loss["mask"]))
+        lines.append(row([entry.name, entry.engine, *lost, *(shown or ["-"])]))
+    if layers:
+        lines += ["", row(["back in fp32", "box AP", "mask AP", "share of the cost"])]
+        lines.append(row(["---"] * 4))
+        lines += [
+            row(
+                [
+                    f"`{layer.layer}`",
+                    _signed(layer.box_gain),
+                    _signed(layer.mask_gain),
+                    f"{100 * layer.cost:.1f} %",
+                ]
+            )
+            for layer in layers
+        ]
+    return "\n".join([*lines, *(f"\n{note}" for note in first.notes)]) + "\n"
 
 
 def _names(annotation_file: Path) -> dict[int, str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -73,15 +73,25 @@ class StripProof:
     """Numbers in them."""
     size_bytes: int
     constants: dict[str, list[int]]
-    """Initialisers that are not weights, with their shapes; none is larger than 16 numbers."""
+    """What is no weight, with shapes: initialisers of at most 16 numbers, and computed tensors."""
 
 
-def prove_strip(graph: onnx.GraphProto, state: Mapping[str, NDArray[Any]]) -> StripProof:
+def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays have the same type, shape and bytes."""
+    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def prove_strip(
+    graph: onnx.GraphProto,
+    state: Mapping[str, NDArray[Any]],
+    computed: Sequence[NDArray[Any]] = (),
+) -> StripProof:
     """Match every initialiser of an unoptimised graph with the state dict, one to one.
 
     Args:
         graph: What the exporter traced, before any pass.
         state: The model file's state dict as arrays.
+        computed: Larger constants that a tracer may have computed of the input's size.
 
     Raises:
         ParityError: if a tensor differs, is missing or does not belong to the network.
@@ -105,11 +115,15 @@ def prove_strip(graph: onnx.GraphProto, state: Mapping[str, NDArray[Any]]) -> St
     for node in graph.node:
         for attribute in node.attribute:
             size = int(np.prod(attribute.t.dims)) if attribute.HasField("t") else 0
-            if size > LARGEST_CONSTANT:
+            if size <= LARGEST_CONSTANT:
+                continue
+            value = numpy_helper.to_array(attribute.t)
+            if not any(_same(value, known) for known in computed):
                 raise ParityError(
                     f"strip proof: node {node.name} holds a constant of {size} numbers, "
                     "which is no initialiser"
                 )
+            constants[node.output[0]] = list(value.shape)
     for name, value in state.items():
         if name.endswith(UNUSED_SUFFIX):
             continue

@@ -290,14 +290,18 @@ def test_a_file_whose_golden_sample_does_not_replay_is_quarantined(
     assert names == {"best.pt", "trainer.pt", "best.onnx.failed"}
 
 
-def test_size_name_and_golden_image_are_as_asked(
+def test_size_name_golden_image_exporter_and_licence_are_as_asked(
     run_folder: Path, photo: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "robot.onnx"
-    words = ["--out", str(out), "--golden", str(photo)]
+    words = ["--out", str(out), "--golden", str(photo), "--exporter", "torchscript"]
+    words += ["--licence", "data=CC-BY-4.0"]
     assert cli.run(["export", "--imgsz", "64", "96", str(run_folder), *words]) == 0
     card = out.with_name("robot.onnx.md").read_text()
     assert "photo.png, an image of whoever exported the file" in card
+    assert "| weights | CC0-1.0 |\n| data | CC-BY-4.0 |" in card
+    manifest = json.loads(out.with_name("robot.onnx.manifest.json").read_text())
+    assert manifest["exporter"] == "torchscript"
     assert backends.open_backend(out).metadata.imgsz == Fit(height=64, width=96)
     # The size comes from the file, so verify needs no --imgsz.
     assert cli.run(["verify", str(out), "--against", str(run_folder / "best.pt")]) == 0
@@ -355,7 +359,11 @@ def test_verify_tells_other_weights_from_another_network(
         (["--dynamic", "batch", "--batch", "4", "4", "4"], "--dynamic batch needs MIN < MAX"),
         (["--dynamic", "size"], "'size' is not 'batch'"),
         (["--form", "sparse"], "'sparse' is not one of 'dense', 'topk', 'graph'"),
-        (["--opset", "9"], "must be in 17..23, got 9"),
+        (["--opset", "9"], "must be in 17..23 for --exporter dynamo, got 9"),
+        (["--exporter", "torchscript", "--opset", "21"], "must be in 17..20 for --exporter tor"),
+        (["--exporter", "torchscript", "--precision", "bf16"], "torchscript, got 22"),
+        (["--licence", "code=MIT"], "must be weights=NAME or data=NAME, got 'code=MIT'"),
+        (["--licence", "data="], "must be weights=NAME or data=NAME, got 'data='"),
         (["--device", "tpu"], "must be cpu, cuda, cuda:N or N, got 'tpu'"),
         (["--images", "0"], "--images"),
     ],

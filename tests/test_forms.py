@@ -11,6 +11,8 @@ import torch
 
 from boxseg.config import ModelConfig
 from boxseg.errors import FileMismatchError
+from boxseg.export.lowering import FLOAT_TYPES, lower, name_nodes
+from boxseg.export.quantization import ChosenRange, layers_of, quantize
 from boxseg.export.to_onnx import TracedGraph, trace, write_onnx
 from boxseg.export.to_openvino import write_openvino
 from boxseg.export.to_tensorrt import refused_nodes
@@ -43,6 +45,22 @@ def student() -> Student:
     torch.nn.init.normal_(made.head.class_logits.weight, std=0.5)  # else nearly all scores tie
     torch.nn.init.zeros_(made.get_parameter("head.class_logits.bias"))
     return made.eval()
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_every_location_passes_the_gate_in_a_free_batch(
+    exporter: str, student: Student, tmp_path: Path
+) -> None:
+    traced = trace(student, describe(student.config, batch=BATCH), exporter=exporter)
+    assert refused_nodes(traced.model) == []
+    network = TorchBackend(student, short_long=False, batch=BATCH)
+    for file in (
+        write_onnx(traced, tmp_path / "best.onnx"),
+        write_openvino(traced, tmp_path / "best_openvino_model"),
+    ):
+        report = hold(str(file), "network", open_backend(file), network, drawn_samples())
+        assert report.passed, report.failure()
+        assert report.detections.expected > 100
 
 
 @pytest.fixture(scope="module", params=["topk", "graph"])
@@ -110,6 +128,16 @@ def test_every_weight_is_proven(student: Student, traced: TracedGraph) -> None:
 
 def test_tensorrt_would_take_every_node(traced: TracedGraph) -> None:
     assert refused_nodes(traced.model) == []
+
+
+def test_tensorrt_would_take_every_node_in_reduced_precision(traced: TracedGraph) -> None:
+    model = name_nodes(traced.model)
+    layers = layers_of(model)
+    ranges = {name: ChosenRange("minmax", 1.0, {}) for each in layers for name in each.inputs}
+    assert refused_nodes(quantize(model, layers, ranges)) == []
+    assert refused_nodes(lower(model, FLOAT_TYPES["fp16"], set())) == []
+    model.opset_import[0].version = FLOAT_TYPES["bf16"].oldest_opset
+    assert refused_nodes(lower(model, FLOAT_TYPES["bf16"], set())) == []
 
 
 def test_the_image_is_cast_before_anything_else(traced: TracedGraph) -> None:

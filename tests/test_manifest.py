@@ -65,6 +65,7 @@ def story(**changes: Any) -> Story:
         "metadata": describe(),
         "training": TRAINING,
         "opset": 18,
+        "exporter": "dynamo",
         "strip": STRIP,
         "precision": {"asked": "fp32"},
         "private": (),
@@ -103,6 +104,8 @@ def test_the_manifest_says_everything_and_no_path_of_this_machine(exported: Path
     assert "IoU above 0.6" in said["rules"]["suppression"]
     assert "(8j + 4, 8i + 4)" in said["rules"]["mask_sampling"]
     assert "6-1 on 4 mask channels" in said["rules"]["mask"]
+    assert "where the box holds no centre, z is sampled at its own" in said["rules"]["mask_score"]
+    assert (said["opset"], said["exporter"]) == (18, "dynamo")
     assert said["versions"]["numpy"] == np.__version__
     text = "".join(
         place.read_text() for place in (sidecars(exported).manifest, sidecars(exported).card)

@@ -15,6 +15,7 @@ from boxseg.export.precision_report import (
     Judged,
     ReturnedLayer,
     as_dict,
+    markdown,
     points,
     report_lines,
     worst_images,
@@ -93,8 +94,15 @@ def test_the_table_has_a_row_per_class_and_a_line_per_precision(tmp_path: Path) 
     content = as_dict(judged, layers, truth)
     assert content["loss"]["int8"] == pytest.approx({"box": 1.0, "mask": 0.5})
     assert content["worst_images"]["int8"][0]["file"] == "a.png"
+    table = markdown(judged, layers, truth).splitlines()
+    assert "|  | fp32, box | fp32, mask | int8, box | int8, mask |" in table
+    assert "| star | 50.0 | 40.0 | 49.0 | 39.5 |" in table
+    assert "| ring | - | - | - | - |" in table
+    assert "| int8 | an engine for int8 | +1.00 | +0.50 | a.png, agreement 1.00 |" in table
+    assert "| `head.weight` | -0.10 | +0.25 | 1.2 % |" in table
     without = [precision("fp32", 0.5, None), precision("int8", 0.49, None)]
     assert as_dict(without, [], truth)["loss"]["int8"]["mask"] is None
+    assert "| all | 50.0 | - | 49.0 | - |" in markdown(without, [], truth)
 
 
 @pytest.fixture
@@ -144,6 +152,7 @@ def test_the_command_reports_every_precision_on_the_same_images(
     content = json.loads(report.read_text())
     assert list(content["precisions"]) == ["fp32", "fp16"]
     assert content["precisions"]["fp16"]["images"] == 2
+    assert "| star |" in report.with_suffix(".md").read_text()
     assert set(content["precisions"]["fp32"]["per_class"]) == {"star", "ring"}
 
 
@@ -151,6 +160,7 @@ def test_the_command_reports_every_precision_on_the_same_images(
     ("words", "message"),
     [
         (["--report", "r.json"], "--report compares precisions; give --precision too"),
+        (["--half", "--report", "r.md"], "--report writes JSON, and tables beside it; got r.md"),
         (["--half", "--report", "r.json"], "--report needs masks and boxes to judge on"),
         (["--half", "--report", "r.json", "--data", "photo.png"], "(got photo.png)"),
     ],

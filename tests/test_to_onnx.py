@@ -13,8 +13,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from boxseg.errors import ParityError
+from boxseg.errors import ParityError, UnsupportedOperatorError
 from boxseg.export.to_onnx import EXPORT_KEY, TracedGraph, trace, write_onnx
+from boxseg.export.to_tensorrt import refused_nodes
 from boxseg.export.verify import prove_strip
 from boxseg.inference import OUTPUT_NAMES, DenseGraph, describe
 from boxseg.runtime.metadata import METADATA_KEY
@@ -86,10 +87,52 @@ def test_other_opsets_are_written_as_asked(tiny_student: Student, opset: int) ->
     assert versions[""] == opset
 
 
-@pytest.mark.parametrize("opset", [16, 24])
-def test_an_opset_out_of_range_is_refused(tiny_student: Student, opset: int) -> None:
-    with pytest.raises(ValueError, match=rf"--opset must be in 17\.\.23, got {opset}"):
-        trace(tiny_student, describe(tiny_student.config), opset=opset)
+@pytest.mark.parametrize(
+    ("exporter", "opset", "last"),
+    [("dynamo", 16, 23), ("dynamo", 24, 23), ("torchscript", 16, 20), ("torchscript", 21, 20)],
+)
+def test_an_opset_out_of_range_is_refused(
+    tiny_student: Student, exporter: str, opset: int, last: int
+) -> None:
+    message = rf"--opset must be in 17\.\.{last} for {exporter}, got {opset}"
+    with pytest.raises(ValueError, match=message):
+        trace(tiny_student, describe(tiny_student.config), opset=opset, exporter=exporter)
+
+
+def test_torchscript_proves_equal_weights_one_by_one(tiny_student: Student) -> None:
+    traced = trace(tiny_student, describe(tiny_student.config), exporter="torchscript", opset=17)
+    state = {
+        name: value
+        for name, value in tiny_student.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    # fresh norms have the same numbers; TorchScript by itself keeps one of them
+    assert traced.proof.weights == len(state) > len({v.numpy().tobytes() for v in state.values()})
+    # places, levels and strides of the 257 locations are computed while it traces
+    assert [257, 2] in traced.proof.constants.values()
+    assert [value.name for value in traced.model.graph.input] == ["image"]
+    versions = {entry.domain: entry.version for entry in traced.model.opset_import}
+    assert versions[""] == 17
+    stored = {entry.key: json.loads(entry.value) for entry in traced.model.metadata_props}
+    assert stored[EXPORT_KEY]["exporter"] == "torch.onnx torchscript"
+    assert refused_nodes(traced.model) == []
+
+
+def test_an_exporter_that_fails_says_where(
+    tiny_student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.onnx.errors.OnnxExporterError("step 3/3 failed") from RuntimeError(
+            "node %norm has no dtype\nand more"
+        )
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    message = (
+        r"cannot write this network as ONNX opset 18 by dynamo: step 3/3 failed: node %norm has "
+        r"no dtype; try --exporter torchscript$"
+    )
+    with pytest.raises(UnsupportedOperatorError, match=message):
+        trace(tiny_student, describe(tiny_student.config))
 
 
 def hand_made_graph(**tensors: np.ndarray) -> onnx.GraphProto:
@@ -150,3 +193,8 @@ def test_strip_proof_sees_weights_in_a_constant_node() -> None:
     graph.node.append(onnx.helper.make_node("Constant", [], ["hidden"], "sly", value=tensor))
     with pytest.raises(ParityError, match="node sly holds a constant of 24 numbers"):
         prove_strip(graph, {"weight": WEIGHT})
+    for other in (WEIGHT.T, WEIGHT.astype(np.float64), WEIGHT + np.float32(1e-6)):
+        with pytest.raises(ParityError, match="node sly holds a constant of 24 numbers"):
+            prove_strip(graph, {"weight": WEIGHT}, [other])
+    proof = prove_strip(graph, {"weight": WEIGHT}, [WEIGHT.T, WEIGHT])  # computed, to the byte
+    assert proof.constants == {"hidden": [4, 6]}

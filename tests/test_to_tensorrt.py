@@ -18,6 +18,7 @@ import tensorrt_double
 from deployed import dense_outputs, describe
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from tools import require, run
 
 from boxseg import cli
@@ -40,6 +41,7 @@ from boxseg.export.to_tensorrt import (
     open_toolkit,
     refused_nodes,
 )
+from boxseg.export.verify import drawn_samples
 from boxseg.runtime import cuda_driver
 from boxseg.runtime.backends import TensorRTBackend, open_backend
 from boxseg.runtime.engine_sidecar import (
@@ -488,3 +490,23 @@ def test_tensorrt_itself_answers_like_torch(
     assert read_sidecar(engine).details["layers"]
     found = Segmenter(engine, conf=0.0).batch([frame(i) for i in range(5)])
     assert len(found) == 5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_TENSORRT, reason="TensorRT is not installed")
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_tensorrt_itself_computes_in_the_asked_precision(
+    model: Path, precision: str, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, pixels in enumerate(drawn_samples(count=16).frames.values()):
+        Image.fromarray(np.asarray(pixels)).save(photos / f"{number}.png")
+    report = tmp_path / "report.json"
+    words = ["--format", "trt", "--precision", precision, "--calib", str(photos)]
+    assert cli.run(["export", str(model), *words, "--json", str(report)]) == 0
+    (file,) = json.loads(report.read_text())["files"]
+    assert file["parity"]["passed"]
+    assert file["audit"]["executed"][precision] > 0
+    assert file["audit"]["failure"] is None
+    assert cli.run(["verify", str(model.parent / f"best_{precision}.engine")]) == 0
