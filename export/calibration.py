@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,17 @@ class CalibrationSet:
             yield letterbox(read_image(file), size)[0][None]
         for frame in self.frames:
             yield letterbox(frame, size)[0][None]
+
+    def evenly(self, count: int) -> CalibrationSet:
+        """Return at most so many of the images, evenly spread."""
+        places = sorted({i * len(self) // count for i in range(count)})
+        everything: list[Path | NDArray[np.uint8]] = [*self.files, *self.frames]
+        chosen = [everything[place] for place in places]
+        return replace(
+            self,
+            files=tuple(each for each in chosen if isinstance(each, Path)),
+            frames=tuple(each for each in chosen if not isinstance(each, Path)),
+        )
 
     def hashes(self) -> list[str]:
         """Return the sha256 of every file, or of the pixels of a drawn frame."""

@@ -8,7 +8,6 @@ sums. Accuracy is measured on it where no engine at hand executes the type.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -42,6 +41,7 @@ from boxseg.runtime.preprocess import Fit
 if TYPE_CHECKING:
     import onnx
 
+    from boxseg.export.equalization import Shift
     from boxseg.export.quantization import ChosenRange, Cost
 
 HEADROOM = 4.0
@@ -321,7 +321,11 @@ class Reduced:
     ranges: Mapping[str, ChosenRange] = field(default_factory=dict)
     """Of int8: tensor -> range."""
     costs: list[Cost] = field(default_factory=list)
-    """Of int8: what each layer does to the network."""
+    """Of int8: what each layer does to the network, of those that could go back."""
+    equalized: onnx.ModelProto | None = None
+    """Of int8: the graph in fp32 that is rounded."""
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
+    """Of int8: what its biases take back."""
 
     def graph_for(self, kind: str) -> TracedGraph:
         """Return what is written in a format."""
@@ -441,6 +445,8 @@ def lower_network(traced: TracedGraph, precision: str, calibration: CalibrationS
     return Reduced(precision, replace(traced, model=lowered), imitation, layers, kept, calibration)
 
 
+PEAK_IMAGES = 16
+"""Images, of those for calibration, on which the ranges of single channels are measured."""
 JUDGES = 8
 """Images, of those for calibration, on which choices are compared."""
 COST_IMAGES = 2
@@ -459,9 +465,11 @@ def quantize_network(traced: TracedGraph, calibration: CalibrationSet) -> Reduce
         UnsupportedOperatorError: if onnx's checker refuses what was written.
     """
     from boxseg.export import quantization as q
+    from boxseg.export.equalization import equalize, measure_shifts
 
     model = q.scale_after_activation(name_nodes(traced.model))
     size = _input_size(model)
+    model = equalize(model, calibration.evenly(PEAK_IMAGES).inputs(size))
     layers = q.layers_of(model)
     tensors = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
     if not layers:
@@ -470,9 +478,10 @@ def quantize_network(traced: TracedGraph, calibration: CalibrationSet) -> Reduce
         name: q.candidates(numbers, peak)
         for name, (numbers, peak) in q.sample(model, tensors, calibration.inputs(size)).items()
     }
-    judges = list(itertools.islice(calibration.inputs(size), JUDGES))
+    judges = list(calibration.evenly(JUDGES).inputs(size))
     ranges = q.choose_ranges(model, layers, choices, judges)
-    costs = q.measure_costs(model, layers, ranges, judges[:COST_IMAGES])
+    shifts = measure_shifts(model, layers, ranges, judges)
+    costs = q.measure_costs(model, layers, ranges, judges[:COST_IMAGES], shifts)
     back = q.give_back(costs)
     kept = [
         Kept(
@@ -488,13 +497,18 @@ def quantize_network(traced: TracedGraph, calibration: CalibrationSet) -> Reduce
     ]
     returned = {entry.layer.weights for entry in back}
     chosen = [layer for layer in layers if layer.weights not in returned]
-    graphs = [q.quantize(model, chosen, ranges, unsigned=unsigned) for unsigned in (False, True)]
+    graphs = [
+        q.quantize(model, chosen, ranges, unsigned=unsigned, shifts=shifts)
+        for unsigned in (False, True)
+    ]
     for graph in graphs:
         _with_metadata(graph, "int8", len(kept), calibration)
         _check(graph, "int8")
     signed, unsigned = (replace(traced, model=graph) for graph in graphs)
     count = sum(len(layer.nodes) for layer in chosen)
-    return Reduced("int8", signed, None, count, kept, calibration, unsigned, ranges, costs)
+    return Reduced(
+        "int8", signed, None, count, kept, calibration, unsigned, ranges, costs, model, shifts
+    )
 
 
 def reduce_network(traced: TracedGraph, precision: str, calibration: CalibrationSet) -> Reduced:

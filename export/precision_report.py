@@ -133,7 +133,6 @@ def worst_images(
 
 def returned_layers(
     reduced: Reduced,
-    fp32: onnx.ModelProto,
     whole: Judged,
     annotation_file: Path,
     count: int,
@@ -143,23 +142,22 @@ def returned_layers(
 
     Args:
         reduced: The network in int8.
-        fp32: The graph that it was made of.
         whole: What the network in int8 does, on ONNX Runtime.
         annotation_file: COCO file beside its images.
         count: How many layers to try, each on all images.
         max_images: As for `judge`.
     """
-    from boxseg.export.lowering import name_nodes
-    from boxseg.export.quantization import layers_of, quantize, scale_after_activation
+    from boxseg.export.quantization import layers_of, quantize
 
-    model = scale_after_activation(name_nodes(fp32))
+    model = reduced.equalized
+    assert model is not None
     kept = {entry.node for entry in reduced.kept}
     layers = [layer for layer in layers_of(model) if not kept.intersection(layer.nodes)]
     open_costs = [cost for cost in reduced.costs if not kept.intersection(cost.layer.nodes)]
     found = []
     for cost in sorted(open_costs, key=lambda entry: -entry.gain)[:count]:
         rest = [layer for layer in layers if layer.weights != cost.layer.weights]
-        backend = in_memory(quantize(model, rest, reduced.ranges))
+        backend = in_memory(quantize(model, rest, reduced.ranges, shifts=reduced.shifts))
         answer = judge("int8", cost.layer.weights, backend, annotation_file, max_images).accuracy
         found.append(
             ReturnedLayer(
@@ -366,7 +364,7 @@ def compare_precisions(
     if reduced.precision == "int8":
         whole = look("int8", "ONNX Runtime, signed", in_memory(reduced.traced.model))
         judged.append(whole)
-        tried = returned_layers(reduced, fp32.model, whole, annotation_file, layers, max_images)
+        tried = returned_layers(reduced, whole, annotation_file, layers, max_images)
     for kind, path in written.items():
         if kind == "openvino":
             name = f"{reduced.precision} {kind}"

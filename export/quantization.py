@@ -25,6 +25,8 @@ from boxseg.export.lowering import FLOAT, tensor_types
 if TYPE_CHECKING:
     import onnx
 
+    from boxseg.export.equalization import Shift
+
 STEPS = 127
 """int8 counts from -127 to 127 of these steps to the end of a range."""
 
@@ -158,7 +160,7 @@ def candidates(samples: NDArray[np.float32], peak: float) -> dict[str, float]:
     }
 
 
-def _outputs_only(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy without outputs, for graphs that answer something else."""
     from onnx import ModelProto
 
@@ -169,7 +171,7 @@ def _outputs_only(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _runs(
+def runs(
     model: onnx.ModelProto, inputs: Iterable[NDArray[np.uint8]], *, optimised: bool = True
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Run a graph on images and yield its outputs by name."""
@@ -189,7 +191,7 @@ def sample(
     from onnx import helper, numpy_helper
 
     types = tensor_types(model)
-    watched = _outputs_only(model)
+    watched = without_outputs(model)
     graph = watched.graph
     numbers = {"sample/flat": [-1], "sample/start": [0], "sample/end": [2**62]}
     numbers["sample/axis"] = [0]
@@ -212,14 +214,14 @@ def sample(
     )
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tensors}
     peaks = dict.fromkeys(tensors, 0.0)
-    for found in _runs(watched, inputs):
+    for found in runs(watched, inputs):
         for name in tensors:
             parts[name].append(np.asarray(found[f"{name}/taken"], np.float32))
             peaks[name] = max(peaks[name], float(found[f"{name}/peak"]))
     return {name: (np.concatenate(parts[name]), peaks[name]) for name in tensors}
 
 
-def _pair(
+def rounding_pair(
     source: str, target: str, scale: str, zero: str, name: str
 ) -> tuple[onnx.NodeProto, onnx.NodeProto]:
     """Return QuantizeLinear and DequantizeLinear, with one scale."""
@@ -256,7 +258,7 @@ def choose_ranges(
     for node in model.graph.node:
         if node.name in wanted:
             readers[node.input[0]].append(node)
-    judged = _outputs_only(model)
+    judged = without_outputs(model)
     graph = judged.graph
     graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "judge/zero"))
     for tensor, ends in choices.items():
@@ -265,7 +267,7 @@ def choose_ranges(
             graph.initializer.append(
                 numpy_helper.from_array(np.array(end / STEPS, np.float32), scale)
             )
-            graph.node.extend(_pair(tensor, rounded, scale, "judge/zero", rounded))
+            graph.node.extend(rounding_pair(tensor, rounded, scale, "judge/zero", rounded))
             for index, reader in enumerate(readers[tensor]):
                 again = NodeProto()
                 again.CopyFrom(reader)
@@ -290,7 +292,7 @@ def choose_ranges(
             )
             graph.output.append(helper.make_tensor_value_info(energy, FLOAT, []))
     totals: dict[str, float] = defaultdict(float)
-    for found in _runs(judged, inputs):
+    for found in runs(judged, inputs):
         for name, value in found.items():
             totals[name] += float(value)
     chosen = {}
@@ -314,6 +316,9 @@ def choose_ranges(
 
 GIVEN_BACK = 0.03
 """Share of the cost of all layers that may go back to fp32, where it buys the most accuracy."""
+
+TRIED = 24
+"""Layers that are put into int8 alone."""
 
 LEAST_GAIN = 0.01
 """A layer goes back only if this share of the squared error goes with it."""
@@ -365,7 +370,7 @@ def _ends(
     """Run a graph and return what the last layers say, one vector per layer."""
     from onnx import helper
 
-    watched = _outputs_only(model)
+    watched = without_outputs(model)
     outputs = {node.name: node.output[0] for node in model.graph.node}
     tensors = [[outputs[node] for node in layer.nodes] for layer in last]
     watched.graph.output.extend(
@@ -373,7 +378,7 @@ def _ends(
     )
     parts: list[list[NDArray[Any]]] = [[] for _ in last]
     # optimising a small graph takes longer than running it
-    for found in _runs(watched, inputs, optimised=optimised):
+    for found in runs(watched, inputs, optimised=optimised):
         for part, names in zip(parts, tensors, strict=True):
             part += [np.asarray(found[name]).ravel() for name in names]
     return [np.concatenate(part).astype(np.float64) for part in parts]
@@ -384,14 +389,17 @@ def measure_costs(
     layers: Sequence[Layer],
     ranges: Mapping[str, ChosenRange],
     inputs: Sequence[NDArray[np.uint8]],
+    shifts: Mapping[str, Shift] | None = None,
 ) -> list[Cost]:
-    """Put each layer that could go back into int8 alone and measure how the last layers move.
+    """Put layers that could go back into int8 alone and measure how the last layers move.
 
     Args:
         model: In fp32.
         layers: From `layers_of`.
         ranges: Of all their inputs.
         inputs: Few images: the graph runs once per layer and image.
+        shifts: What biases take back, and how much each layer itself changes: the layers that
+            change most are measured. Without it, all are.
     """
     types = tensor_types(model)
     outputs = {node.name: node.output[0] for node in model.graph.node}
@@ -401,7 +409,7 @@ def measure_costs(
     deviations = [max(float(part.std()), 1e-30) for part in truth]
 
     def error_of(chosen: Sequence[Layer]) -> float:
-        graph = quantize(model, chosen, ranges)
+        graph = quantize(model, chosen, ranges, shifts=shifts)
         found = _ends(graph, last, inputs, optimised=is_large)
         return max(
             float(np.sqrt(((ours - theirs) ** 2).mean())) / deviation
@@ -413,11 +421,18 @@ def measure_costs(
         moved = [*layer.inputs, *(outputs[node] for node in layer.nodes)]
         costs.append(layer.work + MOVED * sum(types[name][1] for name in moved))
     whole, total = max(error_of(layers), 1e-30), sum(costs)
+    open_layers = [
+        (layer, cost / total)
+        for layer, cost in zip(layers, costs, strict=True)
+        if cost <= GIVEN_BACK * total  # none other can go back
+    ]
+    if shifts is not None:
+        open_layers.sort(key=lambda entry: -shifts[entry[0].weights].error)
+        del open_layers[TRIED:]
     found = []
-    for layer, cost in zip(layers, costs, strict=True):
-        if cost <= GIVEN_BACK * total:  # none other can go back
-            error = error_of([layer])
-            found.append(Cost(layer, error, (error / whole) ** 2, cost / total))
+    for layer, cost in open_layers:
+        error = error_of([layer])
+        found.append(Cost(layer, error, (error / whole) ** 2, cost))
     return found
 
 
@@ -499,6 +514,7 @@ def quantize(
     ranges: Mapping[str, ChosenRange],
     *,
     unsigned: bool = False,
+    shifts: Mapping[str, Shift] | None = None,
 ) -> onnx.ModelProto:
     """Write a graph in which some layers are in int8.
 
@@ -508,6 +524,7 @@ def quantize(
         ranges: Of at least all tensors that they read.
         unsigned: Hold tensors that are never negative in 0..255 rather than -128..127, the zero
             point 0 in both. That is twice as fine; TensorRT reads signed ones alone.
+        shifts: By weights, what rounding takes from the mean of each channel; biases give it back.
     """
     from onnx import ModelProto, NodeProto, helper, numpy_helper
 
@@ -539,6 +556,19 @@ def quantize(
             helper.make_node("DequantizeLinear", read, [name], f"dequantize_{name}", axis=0)
         )
     pairs: dict[tuple[str, float], str] = {}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def unbiased(node: NodeProto) -> None:
+        """Give a layer the bias that takes back what rounding shifts."""
+        shift = (shifts or {}).get(node.input[1])
+        if shift is None:
+            return
+        own = node.input[2] if len(node.input) > 2 else ""
+        name = f"{node.input[1]}_{own or 'bias'}_unbiased"
+        before = numpy_helper.to_array(stored[own]) if own else 0.0
+        constants[name] = (before + shift.mean).astype(np.float32)
+        del node.input[2:]
+        node.input.append(name)
 
     def rounded(name: str, end: float) -> str:
         """Return the name of the tensor in int8 and back; MaxPool works on int8 too."""
@@ -548,7 +578,7 @@ def quantize(
         zero, count = ("uint8_zero", 255) if name in positive else ("int8_zero", STEPS)
         constants[f"{tag}_scale"] = np.array(end / count, np.float32)
         pairs[name, end] = f"{tag}_rounded"
-        result.extend(_pair(name, f"{tag}_rounded", f"{tag}_scale", zero, tag))
+        result.extend(rounding_pair(name, f"{tag}_rounded", f"{tag}_scale", zero, tag))
         return pairs[name, end]
 
     ahead = {  # what a MaxPool reads can be rounded before it, to the same values
@@ -559,6 +589,8 @@ def quantize(
     for original in graph.node:
         node = NodeProto()
         node.CopyFrom(original)
+        if node.name in in_int8:
+            unbiased(node)
         for index, name in enumerate(original.input):
             if name in needed and (
                 (node.name in in_int8 and index == 0)
@@ -569,6 +601,8 @@ def quantize(
                 node.input[index] = rounded(name, ahead[name])
         result.append(node)
     used = {name for node in result for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
     graph.initializer.extend(
         numpy_helper.from_array(value, name) for name, value in constants.items() if name in used
     )
