@@ -97,7 +97,8 @@ def test_a_profile_says_where_the_time_goes_and_writes_nothing(
     before = sorted(place.iterdir())
     assert boxseg_train("--profile", "2", "-o", "schedule.max_iters=9") == 0
     assert sorted(place.iterdir()) == before
-    _, table = capsys.readouterr().out.split("2 steps of 2 images from step 7 on\n")
+    opening, table = capsys.readouterr().out.split("2 steps of 2 images from step 7 on\n")
+    assert "resumed" not in opening
     rows = [line.rsplit(maxsplit=2) for line in table.splitlines()[1:-1]]
     assert [name for name, *_ in rows] == [
         *("waiting for data", "transfer", "teacher, pseudo masks, paste, view", "forward"),

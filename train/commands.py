@@ -223,9 +223,10 @@ def _profile(
         strict=strict,
     )
     engine = Engine(recipe, settings)
+    opening = engine.opening_lines()[:-1]  # before steps are made, which are no resumed run's
     profile = engine.profile(steps)
     if engine.fabric.is_global_zero:
-        for line in (*engine.opening_lines()[:-1], *profile.lines()):
+        for line in (*opening, *profile.lines()):
             click.echo(line)
 
 
