@@ -147,6 +147,10 @@ def test_torchrun_starts_the_command_that_one_process_runs(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stdout
+    # the first process alone speaks and writes
+    assert done.stdout.count("step 6/6 ") == 1
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "6", "6"]  # of training, of validation
     assert load_trainer_state(tmp_path / "run" / "trainer.pt").step == 6
 
 

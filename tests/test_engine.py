@@ -24,8 +24,9 @@ from rich.console import Console
 from boxseg.checkpoint import load_model, read_model_payload, save_model
 from boxseg.config import ModelConfig
 from boxseg.errors import BackendMissingError, DataError, FileMismatchError
-from boxseg.student import Student
+from boxseg.student import DensePredictions, Student
 from boxseg.train import engine as engine_module
+from boxseg.train.criterion import StepContext
 from boxseg.train.data_order import Unreadable
 from boxseg.train.engine import (
     Engine,
@@ -34,11 +35,14 @@ from boxseg.train.engine import (
     NonFiniteLossError,
     RunInterruptedError,
     RunSettings,
+    StepInput,
+    TrainingStep,
     build_optimizer,
     open_fabric,
 )
 from boxseg.train.recipe import Recipe, ScheduleRecipe, parse_recipe
 from boxseg.train.reports import Reports, StepReport
+from boxseg.train.step_benchmark import largest_batch
 from boxseg.train.trainer_state import load_trainer_state
 from boxseg.train.transfer import transfer_weights
 
@@ -305,6 +309,55 @@ def test_unknown_terms_and_classes_are_refused(data: Path, tmp_path: Path) -> No
 
 
 # --- the run --------------------------------------------------------------------------------------
+
+
+def test_a_compiled_run_resumes_bit_for_bit_and_its_files_are_those_of_a_plain_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    whole = torch.compile
+
+    def traced(
+        function: Callable[[torch.Tensor], DensePredictions], *, dynamic: bool
+    ) -> Callable[[torch.Tensor], DensePredictions]:
+        """Trace and guard as ever, in one graph, but run its operators and generate no code."""
+        graph: Callable[[torch.Tensor], DensePredictions] = whole(
+            function, dynamic=dynamic, backend="eager", fullgraph=True
+        )
+
+        def call(images: torch.Tensor) -> DensePredictions:
+            calls.append(len(images))
+            return graph(images)
+
+        return call
+
+    recipe = recipe_with(*TEACHER, "schedule.max_iters=5")
+    plain = run(recipe, settings_for(data, tmp_path / "plain"))
+    monkeypatch.setattr(torch, "compile", traced)
+    compiled = settings_for(data, tmp_path / "parts", compiled=True)
+    with pytest.raises(RunInterruptedError):
+        run(recipe, compiled, stop_after=3)
+    rest = run(recipe, replace(compiled, resume=True))
+    assert calls == [2] * 5  # the student's steps, and neither the teacher's nor the validations
+    assert any(line.endswith("32-true, compiled") for line in rest.opening_lines())
+    expected = plain.student.state_dict()
+    for name, value in rest.student.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    for file in ("last.pt", "trainer.pt"):
+        found = load_model(tmp_path / "parts" / file).state_dict()
+        assert found.keys() == expected.keys()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_has_the_losses_of_a_plain_one(data: Path, tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        settings = settings_for(data, tmp_path / "run", compiled=compiled)
+        engine = Engine(recipe_with("data.short_sides=[64]"), settings)
+        engine.module.train()
+        losses.append(engine.train_on(largest_batch(engine), 0.01)[0])
+    plain, generated = losses
+    assert generated == pytest.approx(plain, rel=1e-3)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(data: Path, tmp_path: Path) -> None:
@@ -602,6 +655,58 @@ def test_a_depth_recipe_needs_depth_maps_and_its_head_is_saved_beside_the_model(
         assert not torch.equal(value, start.criterion.state_dict()[name])
     shipped = load_model(tmp_path / "whole" / "last.pt").state_dict()
     assert list(shipped) == list(start.student.state_dict())
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_in_mixed_precision_the_network_is_halved_and_the_terms_are_not(
+    data: Path, tmp_path: Path, half: torch.dtype
+) -> None:
+    engine = Engine(recipe_with("data.short_sides=[64]"), settings_for(data, tmp_path / "run"))
+    step = TrainingStep(engine.student, engine.criterion, lambda value: value)
+    step.train()
+    given = StepInput(engine.supervision.prepare(largest_batch(engine), engine.student, 0), 3)
+    exact, _ = step(given)
+    contexts: list[StepContext] = []
+    in_autocast: list[bool] = []
+
+    def watch(_: torch.nn.Module, given: tuple[StepContext]) -> None:
+        contexts.append(given[0])
+        in_autocast.append(torch.is_autocast_enabled("cpu"))
+
+    engine.criterion.register_forward_pre_hook(watch)
+    with torch.autocast("cpu", dtype=half):
+        rounded, _ = step(given)
+    predictions = contexts[0].predictions
+    assert predictions.box_features[0].dtype == half
+    for name in ("class_logits", "quality_logits", "boxes", "parameters", "mask_features"):
+        assert getattr(predictions, name).dtype == torch.float32, name
+    assert in_autocast == [False]
+    assert {value.dtype for value in rounded.values()} == {torch.float32}
+    for name, value in exact.items():
+        assert rounded[name].item() == pytest.approx(value.item(), rel=0.05, abs=1e-3), name
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "quality_aware: {score_threshold: 0.0, depth_ranking: 0.5}",
+        "semantic: {per_class: 2}",
+        "box_teacher: {}",
+        "depth_matched: {}",
+    ],
+)
+def test_every_pseudo_mask_is_made_in_bfloat16_training(tmp_path: Path, method: str) -> None:
+    data = write_depth(write_data(tmp_path / "data", images=2))
+    (data / "val.json").unlink()
+    recipe = recipe_with(
+        *(*TEACHER, *DEPTH, f"pseudo_masks={{{method}}}", "precision=bf16-mixed"),
+        *("teacher.start=0", "schedule.max_iters=2"),
+    )
+    engine = run(recipe, settings_for(data, tmp_path / "run"))
+    made = engine._lesson
+    assert made is not None
+    assert made.pseudo is not None
+    assert {mask.dtype for mask in made.pseudo.masks} == {torch.float32}
 
 
 def test_bfloat16_trains_on_a_cpu(data: Path, tmp_path: Path) -> None:

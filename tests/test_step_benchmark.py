@@ -1,7 +1,9 @@
 """The step benchmark times real steps and reports what it timed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +75,33 @@ def test_the_ratio_is_that_of_the_medians(
     fcos = PEERS["fcos"]
     assert found["ratio_to_peer"] == {fcos: pytest.approx(middle["boxseg"] / middle[fcos])}
     assert "scenes_demo / torchvision FCOS" in capsys.readouterr().out
+
+
+def test_a_compiled_step_is_timed_beside_the_plain_one(
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compiled: list[bool] = []
+
+    def untouched(function: Callable[..., Any], *, dynamic: bool) -> Callable[..., Any]:
+        compiled.append(dynamic)
+        return function
+
+    monkeypatch.setattr(torch, "compile", untouched)
+    words = ["bench-step", "--config", "scenes_demo", "--data", str(scenes), "--device", "cpu"]
+    words += ["--iters", "1", "--compile", "--json", str(tmp_path / "steps.json")]
+    words += ["--peer", "fcos"]
+    for override in SMALL:
+        words += ["-o", override]
+    assert cli.run([*words, "--warmup", "0"]) == 2
+    assert "--compile: the first round compiles" in capsys.readouterr().err
+    assert cli.run(words) == 0
+    assert compiled == [True]  # one graph for all sizes
+    found = json.loads((tmp_path / "steps.json").read_text())
+    ours, other = found["median_seconds"]["boxseg"], found["median_seconds"]["boxseg --compile"]
+    assert found["ratio_to_boxseg"] == {"boxseg --compile": pytest.approx(other / ours)}
 
 
 def test_the_median_ignores_one_slow_round() -> None:

@@ -63,7 +63,13 @@ def choose_folder(out: Path | None, default: Path, *, resume: bool) -> Path:
 
 
 def _resume_command(
-    config: str, data: Path, out: Path, overrides: tuple[str, ...], device: str, devices: int
+    config: str,
+    data: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    device: str,
+    devices: int,
+    compiled: bool,
 ) -> str:
     """Return the command line that continues a run."""
     words = ["boxseg", "train", "--config", config, "--data", str(data), "--out", str(out)]
@@ -73,6 +79,8 @@ def _resume_command(
         words += ["--device", device]
     if devices != 1:
         words += ["--devices", str(devices)]
+    if compiled:
+        words.append("--compile")
     return shlex.join([*words, "--resume"])
 
 
@@ -143,6 +151,12 @@ def _load_recipe(
     metavar="STEPS",
     help="Print where the time of so many steps goes, and end; writes nothing.",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the student with torch.compile: the first step takes minutes.",
+)
 @click.option("--strict", is_flag=True, help="Make defects of the data errors, not warnings.")
 def train(
     config: str | None,
@@ -158,6 +172,7 @@ def train(
     seed: int | None,
     workers: int | None,
     profile: int | None,
+    compiled: bool,
     strict: bool,
 ) -> None:
     """Train a network from boxes.
@@ -180,13 +195,16 @@ def train(
     config, recipe = _load_recipe(config, out, settings, resume=resume)
     _check_files(data, weights)
     if profile is not None:
-        _profile(recipe, data, weights, device, devices, strict, profile)
+        _profile(recipe, data, weights, device, devices, compiled, strict, profile)
         return
     default = RUNS / (name or _run_name(config, data, recipe.seed))
     if name is not None and not resume:
         out = default
     folder = choose_folder(out, default, resume=resume)
-    _run(recipe, config, data, folder, settings, weights, device, devices, resume, strict)
+    _run(
+        *(recipe, config, data, folder, settings, weights),
+        *(device, devices, compiled, resume, strict),
+    )
 
 
 def _check_files(data: Path, weights: Path | None) -> None:
@@ -208,6 +226,7 @@ def _profile(
     weights: Path | None,
     device: str,
     devices: int,
+    compiled: bool,
     strict: bool,
     steps: int,
 ) -> None:
@@ -221,6 +240,7 @@ def _profile(
         devices=devices,
         weights=weights,
         strict=strict,
+        compiled=compiled,
     )
     engine = Engine(recipe, settings)
     opening = engine.opening_lines()[:-1]  # before steps are made, which are no resumed run's
@@ -239,6 +259,7 @@ def _run(
     weights: Path | None,
     device: str,
     devices: int,
+    compiled: bool,
     resume: bool,
     strict: bool,
 ) -> None:
@@ -256,6 +277,7 @@ def _run(
             weights=weights,
             resume=resume,
             strict=strict,
+            compiled=compiled,
         ),
     )
     first = engine.fabric.is_global_zero
@@ -275,7 +297,7 @@ def _run(
         engine.fit(reports)
     except RunInterruptedError as stop:
         if first:
-            again = _resume_command(config, data, folder, overrides, device, devices)
+            again = _resume_command(config, data, folder, overrides, device, devices, compiled)
             click.echo(
                 f"interrupted: saved after step {stop.step} of {recipe.schedule.max_iters}; "
                 f"continue with: {again}",

@@ -134,6 +134,8 @@ class RunSettings:
     """Continue the run in `out`."""
     strict: bool = False
     """Make defects of the data errors."""
+    compiled: bool = False
+    """Compile the student with torch.compile; like the device, it changes rounding alone."""
 
 
 def data_identity(images: CocoBoxes) -> dict[str, Any]:
@@ -183,7 +185,12 @@ class TrainingStep(nn.Module):
     """
 
     def __init__(
-        self, student: Student, criterion: Criterion, mean_over_ranks: Callable[[Tensor], Tensor]
+        self,
+        student: Student,
+        criterion: Criterion,
+        mean_over_ranks: Callable[[Tensor], Tensor],
+        *,
+        compiled: bool = False,
     ) -> None:
         """Keep the parts.
 
@@ -191,11 +198,16 @@ class TrainingStep(nn.Module):
             student: The network.
             criterion: The terms.
             mean_over_ranks: Averages a scalar over all processes.
+            compiled: Let torch.compile run the network, one graph for all sizes of images. Its
+                parameters keep their names: the function is compiled, not the module.
         """
         super().__init__()
         self.student = student
         self.criterion = criterion
         self._mean_over_ranks = mean_over_ranks
+        self._compiled: Callable[[Tensor], DensePredictions] | None = (
+            torch.compile(student.forward, dynamic=True) if compiled else None
+        )
 
     def forward(self, given: StepInput) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss of each term, already weighted, and diagnostics.
@@ -204,7 +216,8 @@ class TrainingStep(nn.Module):
         """
         # channels last: convolutions of CPUs and of GPUs in half precision are faster so
         lesson = given.lesson
-        predictions = self.student(lesson.images.contiguous(memory_format=torch.channels_last))
+        images = lesson.images.contiguous(memory_format=torch.channels_last)
+        predictions = self.student(images) if self._compiled is None else self._compiled(images)
         context = StepContext(
             student=self.student,
             predictions=_float32(predictions),
@@ -443,7 +456,9 @@ class Engine:
             stages=recipe.model.frozen_stages,
             batch_norms=recipe.model.frozen_bn,
         )
-        step = TrainingStep(self.student, criterion, self._mean_over_ranks)
+        step = TrainingStep(
+            self.student, criterion, self._mean_over_ranks, compiled=settings.compiled
+        )
         self.criterion = criterion
         self.optimizer = build_optimizer(step, recipe.schedule)
         self.module, self.fabric_optimizer = self.fabric.setup(step, self.optimizer)
@@ -905,7 +920,7 @@ class Engine:
             f"{len(self.images.classes)} classes",
             f"network: {self.recipe.model.backbone}, {parameters / 1e6:.1f} M parameters; "
             f"device {self.fabric.device}, {self.fabric.world_size} process(es), "
-            f"{self.recipe.precision}",
+            f"{self.recipe.precision}" + (", compiled" if self.settings.compiled else ""),
         ]
         if self.transfer is not None:
             lines.append(f"start from {self.settings.weights}:")

@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ PEERS = {
 }
 """Peers by the name that the command takes; the last has ResNet-50 whatever the recipe has."""
 OURS = "boxseg"
+COMPILED = "boxseg --compile"
 
 
 @dataclass(frozen=True)
@@ -323,6 +324,12 @@ def _recipe(config: str, overrides: tuple[str, ...], precision: str | None) -> R
     type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
     help="Overrides the recipe's precision.",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Time the step with its student compiled by torch.compile too.",
+)
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True, help="Rounds.")
 @click.option("--iters", type=click.IntRange(1), default=5, show_default=True, help="Rounds.")
 @click.option(
@@ -340,6 +347,7 @@ def bench_step(
     overrides: tuple[str, ...],
     device: str,
     precision: str | None,
+    compiled: bool,
     warmup: int,
     iters: int,
     json_file: Path | None,
@@ -349,9 +357,13 @@ def bench_step(
     Teacher, forward, losses, backward and optimizer of one batch in memory, in the middle of the
     schedule; loading is not inside.
     """
+    if compiled and not warmup:
+        raise click.UsageError("--compile: the first round compiles; give --warmup 1 or more")
     settings = RunSettings(data=data, out=Path("bench-step"), device=device, weights=weights)
     engine = Engine(_recipe(config, overrides, precision), settings)
     others = {name: Engine(_recipe(name, overrides, precision), settings) for name in beside}
+    if compiled:
+        others[COMPILED] = Engine(engine.recipe, replace(settings, compiled=True))
     times, batch = compare_steps(
         engine, warmup=warmup, rounds=iters, peers=peers or ("fcos", "mask-rcnn"), beside=others
     )
