@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,6 +39,7 @@ from boxseg.train.engine import (
     TrainingStep,
     build_optimizer,
     open_fabric,
+    open_in_turn,
 )
 from boxseg.train.recipe import Recipe, ScheduleRecipe, parse_recipe
 from boxseg.train.reports import Reports, StepReport
@@ -283,6 +284,34 @@ def test_wrong_devices_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(BackendMissingError, match=r"finds no CUDA GPU; use --device cpu"):
             open_fabric("cuda:0", 1, "32-true")
+
+
+@pytest.mark.parametrize(
+    ("processes", "rank", "expected"),
+    [(1, 0, ["open"]), (2, 0, ["open", "wait"]), (2, 1, ["wait", "open"])],
+)
+def test_one_process_of_a_machine_opens_the_data_before_the_others(
+    processes: int, rank: int, expected: list[str]
+) -> None:
+    events: list[str] = []
+    fabric: Any = SimpleNamespace(
+        world_size=processes, local_rank=rank, barrier=lambda: events.append("wait")
+    )
+
+    def opens() -> Any:
+        events.append("open")
+        return events
+
+    def fails() -> Any:
+        raise DataError("broken")
+
+    assert open_in_turn(fabric, opens) is cast(Any, events)
+    assert events == expected
+    # whoever fails has not kept the others waiting
+    events.clear()
+    with pytest.raises(DataError, match="broken"):
+        open_in_turn(fabric, fails)
+    assert events == [event for event in expected if event == "wait"]
 
 
 def test_backbone_weights_that_are_not_there_are_named(

@@ -409,6 +409,18 @@ def _gather_to_first(fabric: Fabric, own: dict[int, Found]) -> dict[int, Found]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def open_in_turn(fabric: Fabric, opening: Callable[[], CocoBoxes]) -> CocoBoxes:
+    """Open the data in one process of each machine first: the others then find its cache."""
+    images = None
+    try:
+        if fabric.local_rank == 0:
+            images = opening()
+    finally:
+        if fabric.world_size > 1:
+            fabric.barrier()  # also after an error, which the others will meet themselves
+    return opening() if images is None else images
+
+
 # ---------------------------------------------------------------------------------------------
 # The run
 
@@ -444,7 +456,9 @@ class Engine:
         saved = self._saved_run() if settings.resume else None
         self.fabric = open_fabric(settings.device, settings.devices, recipe.precision)
         self.fabric.launch()
-        self.images = open_images(recipe, settings.data, strict=settings.strict)
+        self.images = open_in_turn(
+            self.fabric, lambda: open_images(recipe, settings.data, strict=settings.strict)
+        )
         self.validation_file = self._check_validation()
         config = recipe.model.build(self.images.classes, self.images.category_ids)
         seed_everything(recipe.seed)
