@@ -26,9 +26,11 @@ typedef struct {
     const uint8_t *upper, *lower; /* source rows, 3 bytes per pixel */
     const uint32_t *offsets;      /* byte of the left pixel, by output pixel, in whole blocks */
     const int32_t *weights;       /* 4 per output pixel, in whole blocks */
-    int32_t weight;               /* of the lower row */
-    uint32_t width;               /* output pixels */
-    int is_half;                  /* the frame is twice as high and wide as the content */
+    const int32_t *orders; /* the same: where the pixel's bytes are in what is loaded for it */
+    int is_close;          /* whether one load serves two pixels */
+    int32_t weight;        /* of the lower row */
+    uint32_t width;        /* output pixels */
+    int is_half;           /* the frame is twice as high and wide as the content */
 } letterbox_row;
 
 /* Multiples of 1 / 65536 that take luma and chroma to R, G, B. */
@@ -393,24 +395,40 @@ size_t bxs_letterbox_scratch_size(const bxs_letterbox *map) {
     const size_t pixels = whole_blocks(map->content_width);
     return bxs_scratch_total(2 * bxs_piece(copy_size(map->frame_width)) +
                              bxs_piece(pixels * sizeof(uint32_t)) +
-                             bxs_piece(pixels * 4 * sizeof(int32_t)));
+                             2 * bxs_piece(pixels * 4 * sizeof(int32_t)));
 }
 
-/* Pixels behind the last one repeat it. */
-static void fill_tables(const bxs_letterbox *map, uint32_t lanes, uint32_t *offsets,
-                        int32_t *weights) {
+/* Where the four lanes of a pixel are in its block. */
+static uint32_t lane_of(uint32_t in_block, uint32_t lanes) {
+    return lanes == 16 ? in_block % 8 / 2 * 16 + in_block / 8 * 8 + in_block % 2 * 4 : 4 * in_block;
+}
+
+/* Pixels behind the last one repeat it. Tells whether the bytes of two pixels side by side can be
+ * loaded at once. */
+static int fill_tables(const bxs_letterbox *map, uint32_t lanes, uint32_t *offsets,
+                       int32_t *weights, int32_t *orders) {
     const uint32_t pixels = (map->content_width + lanes - 1) / lanes * lanes;
+    int is_close = 1;
     for (uint32_t x = 0; x < pixels; x++) {
         const uint32_t wanted = x < map->content_width ? x : map->content_width - 1;
         const tap across = tap_at(wanted, map->frame_width, map->content_width);
-        const uint32_t in_block = x % lanes;
-        int32_t *at = weights + 4 * (size_t)(x - in_block) + (size_t)(in_block % 4) * lanes +
-                      4 * (size_t)(in_block / 4);
+        int32_t *at = weights + 4 * (size_t)(x / lanes * lanes) + lane_of(x % lanes, lanes);
         offsets[x] = across.first * 3;
         for (int lane = 0; lane < 4; lane++) {
             at[lane] = across.weight << 16 | (WEIGHT_ONE - across.weight);
         }
+        is_close &= x % 2 == 0 || offsets[x] - offsets[x - 1] <= PAIR_BYTES - 6;
     }
+    for (uint32_t x = 0; x < pixels; x++) {
+        /* the bytes r R g G b B as lanes of 16 bits, the others 0 */
+        const uint32_t start = is_close ? offsets[x] - offsets[x - x % 2] : 0;
+        int32_t *at = orders + 4 * (size_t)(x / lanes * lanes) + lane_of(x % lanes, lanes);
+        for (uint32_t c = 0; c < 3; c++) {
+            at[c] = (int32_t)(0x80038000u + (start + c) * 0x10001u);
+        }
+        at[3] = -1;
+    }
+    return is_close;
 }
 
 static bxs_status open_letterbox(const bxs_frame *frame, const bxs_letterbox *map, bxs_simd simd,
@@ -440,10 +458,13 @@ static bxs_status open_letterbox(const bxs_frame *frame, const bxs_letterbox *ma
     const size_t pixels = whole_blocks(map->content_width);
     uint32_t *offsets = (uint32_t *)bxs_arena_take(&arena, pixels * sizeof(uint32_t));
     int32_t *weights = (int32_t *)bxs_arena_take(&arena, pixels * 4 * sizeof(int32_t));
-    fill_tables(map, BXS_AT_LEVEL(work->level, letterbox_lanes)(), offsets, weights);
+    int32_t *orders = (int32_t *)bxs_arena_take(&arena, pixels * 4 * sizeof(int32_t));
+    work->row.is_close =
+        fill_tables(map, BXS_AT_LEVEL(work->level, letterbox_lanes)(), offsets, weights, orders);
     work->from.level = work->level;
     work->row.offsets = offsets;
     work->row.weights = weights;
+    work->row.orders = orders;
     work->row.width = map->content_width;
     work->row.is_half =
         map->frame_width == 2 * map->content_width && map->frame_height == 2 * map->content_height;

@@ -1,9 +1,10 @@
 /* One output row of the letterbox; see simd.h for how this file is compiled.
  *
  * A pixel is 128 bits, four 32-bit lanes of which the last is unused, until its sums are rounded to
- * bytes. Pixels are taken in blocks of BXS_LANES, which are four vectors: 128-bit part k of vector
- * j is pixel 4 k + j, so that narrowing the lanes of all four to bytes, inside the parts, leaves
- * one vector with the pixels nearly in order. */
+ * bytes. Pixels are taken in blocks of BXS_LANES, which are four vectors of pixels side by side:
+ * 128-bit parts 0 and 1 of vector j are pixels 2 j and 2 j + 1, and parts 2 and 3 are those of the
+ * block's second half. So one load serves two parts, if what they read lies close enough; the
+ * portable vector j is pixel j. */
 
 static uint32_t BXS_NAMED(letterbox_lanes)(void) {
     return BXS_LANES;
@@ -12,7 +13,9 @@ static uint32_t BXS_NAMED(letterbox_lanes)(void) {
 /* ---------------------------------------------------------------- what has no operator
  *
  *   pairs         the bytes r g b R G B of a pixel and its right neighbour as 16-bit lanes
- *                 r R g G b B, for part k at offsets[4 k]; reads PAIR_BYTES
+ *                 r R g G b B, for the parts of one vector; reads PAIR_BYTES at offsets[0] and, as
+ *                 far as there are such parts, [1], [8] and [9], or, if these are close, for both
+ *                 parts of a half at its first; `order` is where a part's bytes are in them
  *   multiply_add  multiplies 16-bit lanes and adds neighbours to 32 bits
  *   narrow        the sums of a block, rounded, as one vector of bytes
  *   halve         the same from a block of 2 x 2 pixels each, of a frame reduced to half
@@ -30,11 +33,14 @@ static uint32_t BXS_NAMED(letterbox_lanes)(void) {
             _mm_loadu_si128((const __m128i *)((row) + (d))), 1),                                   \
         1)
 
-static inline I32 BXS_NAMED(pairs)(const uint8_t *row, const uint32_t *offsets) {
-    const __m512i order = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
-    return (I32)_mm512_shuffle_epi8(
-        LOAD_PARTS(row, offsets[0], offsets[4], offsets[8], offsets[12]), order);
+static inline I32 BXS_NAMED(pairs)(const uint8_t *row, const uint32_t *offsets, I32 order,
+                                   int is_close) {
+    const __m512i bytes =
+        is_close ? _mm512_mask_broadcast_i32x4(
+                       _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(row + offsets[0]))),
+                       0xff00, _mm_loadu_si128((const __m128i *)(row + offsets[8])))
+                 : LOAD_PARTS(row, offsets[0], offsets[1], offsets[8], offsets[9]);
+    return (I32)_mm512_shuffle_epi8(bytes, (__m512i)order);
 }
 
 static inline I32 BXS_NAMED(multiply_add)(I32 a, I32 b) {
@@ -44,13 +50,17 @@ static inline I32 BXS_NAMED(multiply_add)(I32 a, I32 b) {
 /* A part's bytes are r r g g b b . . of pixels 0 and 1, then of pixels 2 and 3. */
 static inline I32 BXS_NAMED(narrow)(const I32 sums[4]) {
     /* below 2 ** 16 the sums do not matter: a half is 32 of what remains, times 2 ** 16 */
+    const __m512i apart = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 8, 2, 10, 4, 12, -1, -1, 1, 9, 3, 11, 5, 13, -1, -1));
     const __m512i low = _mm512_mask_blend_epi16(
         0xAAAAAAAAu, _mm512_srli_epi32((__m512i)sums[0], 16), (__m512i)sums[1]);
     const __m512i high = _mm512_mask_blend_epi16(
         0xAAAAAAAAu, _mm512_srli_epi32((__m512i)sums[2], 16), (__m512i)sums[3]);
     const __m512i sixty_fourth = _mm512_set1_epi16(1 << 9);
-    return (I32)_mm512_packus_epi16(_mm512_mulhrs_epi16(low, sixty_fourth),
-                                    _mm512_mulhrs_epi16(high, sixty_fourth));
+    /* pixels 0 2 and 4 6 in one part, 1 3 and 5 7 in the next */
+    const __m512i mixed = _mm512_packus_epi16(_mm512_mulhrs_epi16(low, sixty_fourth),
+                                              _mm512_mulhrs_epi16(high, sixty_fourth));
+    return (I32)_mm512_shuffle_epi8(_mm512_permutex_epi64(mixed, 0xd8), apart);
 }
 
 static inline I32 BXS_NAMED(halve)(const uint8_t *upper, const uint8_t *lower) {
@@ -99,10 +109,12 @@ static inline void BXS_NAMED(put_bytes)(I32 block, int is_bgr, uint8_t *out) {
         _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)((row) + (a)))),                   \
         _mm_loadu_si128((const __m128i *)((row) + (b))), 1)
 
-static inline I32 BXS_NAMED(pairs)(const uint8_t *row, const uint32_t *offsets) {
-    const __m256i order = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
-    return (I32)_mm256_shuffle_epi8(LOAD_PARTS(row, offsets[0], offsets[4]), order);
+static inline I32 BXS_NAMED(pairs)(const uint8_t *row, const uint32_t *offsets, I32 order,
+                                   int is_close) {
+    const __m256i bytes =
+        is_close ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(row + offsets[0])))
+                 : LOAD_PARTS(row, offsets[0], offsets[1]);
+    return (I32)_mm256_shuffle_epi8(bytes, (__m256i)order);
 }
 
 static inline I32 BXS_NAMED(multiply_add)(I32 a, I32 b) {
@@ -112,13 +124,17 @@ static inline I32 BXS_NAMED(multiply_add)(I32 a, I32 b) {
 /* A part's bytes are r r g g b b . . of pixels 0 and 1, then of pixels 2 and 3. */
 static inline I32 BXS_NAMED(narrow)(const I32 sums[4]) {
     /* below 2 ** 16 the sums do not matter: a half is 32 of what remains, times 2 ** 16 */
+    const __m256i apart = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 8, 2, 10, 4, 12, -1, -1, 1, 9, 3, 11, 5, 13, -1, -1));
     const __m256i low =
         _mm256_blend_epi16(_mm256_srli_epi32((__m256i)sums[0], 16), (__m256i)sums[1], 0xAA);
     const __m256i high =
         _mm256_blend_epi16(_mm256_srli_epi32((__m256i)sums[2], 16), (__m256i)sums[3], 0xAA);
     const __m256i sixty_fourth = _mm256_set1_epi16(1 << 9);
-    return (I32)_mm256_packus_epi16(_mm256_mulhrs_epi16(low, sixty_fourth),
-                                    _mm256_mulhrs_epi16(high, sixty_fourth));
+    /* pixels 0 2 and 4 6 in one part, 1 3 and 5 7 in the next */
+    const __m256i mixed = _mm256_packus_epi16(_mm256_mulhrs_epi16(low, sixty_fourth),
+                                              _mm256_mulhrs_epi16(high, sixty_fourth));
+    return (I32)_mm256_shuffle_epi8(_mm256_permute4x64_epi64(mixed, 0xd8), apart);
 }
 
 static inline I32 BXS_NAMED(halve)(const uint8_t *upper, const uint8_t *lower) {
@@ -165,7 +181,10 @@ static inline void BXS_NAMED(put_bytes)(I32 block, int is_bgr, uint8_t *out) {
 
 #else
 
-static inline I32 BXS_NAMED(pairs)(const uint8_t *row, const uint32_t *offsets) {
+static inline I32 BXS_NAMED(pairs)(const uint8_t *row, const uint32_t *offsets, I32 order,
+                                   int is_close) {
+    (void)order;
+    (void)is_close;
 #if BXS_X86
     const __m128i bytes = _mm_loadl_epi64((const __m128i *)(row + offsets[0]));
     const __m128i words = _mm_unpacklo_epi8(bytes, _mm_setzero_si128());
@@ -220,16 +239,20 @@ static inline void BXS_NAMED(put_bytes)(I32 block, int is_bgr, uint8_t *out) {
 /* ---------------------------------------------------------------- rows */
 
 /* The block at output pixel x. */
-static inline I32 BXS_NAMED(blend)(const letterbox_row *row, uint32_t x) {
+static inline I32 BXS_NAMED(blend)(const letterbox_row *row, uint32_t x, int is_close) {
     const I32 lower_weight = (I32){0} + row->weight;
     const I32 upper_weight = WEIGHT_ONE - lower_weight;
     I32 sums[4];
     for (uint32_t j = 0; j < 4; j++) {
-        const uint32_t *offsets = row->offsets + x + j;
-        I32 weights;
-        memcpy(&weights, row->weights + 4 * (size_t)x + (size_t)j * BXS_LANES, sizeof weights);
-        const I32 upper = BXS_NAMED(multiply_add)(BXS_NAMED(pairs)(row->upper, offsets), weights);
-        const I32 lower = BXS_NAMED(multiply_add)(BXS_NAMED(pairs)(row->lower, offsets), weights);
+        const uint32_t *offsets = row->offsets + x + (BXS_LANES > 4 ? 2 * j : j);
+        const size_t at = 4 * (size_t)x + (size_t)j * BXS_LANES;
+        I32 weights, order;
+        memcpy(&weights, row->weights + at, sizeof weights);
+        memcpy(&order, row->orders + at, sizeof order);
+        const I32 upper = BXS_NAMED(multiply_add)(
+            BXS_NAMED(pairs)(row->upper, offsets, order, is_close), weights);
+        const I32 lower = BXS_NAMED(multiply_add)(
+            BXS_NAMED(pairs)(row->lower, offsets, order, is_close), weights);
         sums[j] = upper * upper_weight + lower * lower_weight;
     }
     return BXS_NAMED(narrow)(sums);
@@ -240,7 +263,8 @@ static inline uint32_t BXS_NAMED(halves)(const letterbox_row *row) {
     return BXS_LANES > 4 && row->is_half ? row->width / BXS_LANES * BXS_LANES : 0;
 }
 
-static void BXS_NAMED(letterbox_bytes)(const letterbox_row *row, int is_bgr, uint8_t *out) {
+static void BXS_NAMED(letterbox_bytes)(const letterbox_row *given, int is_bgr, uint8_t *out) {
+    const letterbox_row own = *given, *row = &own; /* what is stored cannot change it */
     uint32_t x = 0;
 #if BXS_LANES > 4
     for (; x < BXS_NAMED(halves)(row); x += BXS_LANES) {
@@ -249,12 +273,17 @@ static void BXS_NAMED(letterbox_bytes)(const letterbox_row *row, int is_bgr, uin
                              out + at / 2);
     }
 #endif
+    if (row->is_close) {
+        for (; row->width - x >= BXS_LANES; x += BXS_LANES) {
+            BXS_NAMED(put_bytes)(BXS_NAMED(blend)(row, x, 1), is_bgr, out + 3 * (size_t)x);
+        }
+    }
     for (; row->width - x >= BXS_LANES; x += BXS_LANES) {
-        BXS_NAMED(put_bytes)(BXS_NAMED(blend)(row, x), is_bgr, out + 3 * (size_t)x);
+        BXS_NAMED(put_bytes)(BXS_NAMED(blend)(row, x, 0), is_bgr, out + 3 * (size_t)x);
     }
     if (x < row->width) {
         uint8_t last[3 * BXS_LANES];
-        BXS_NAMED(put_bytes)(BXS_NAMED(blend)(row, x), is_bgr, last);
+        BXS_NAMED(put_bytes)(BXS_NAMED(blend)(row, x, row->is_close), is_bgr, last);
         memcpy(out + 3 * (size_t)x, last, 3 * (size_t)(row->width - x));
     }
 }
@@ -278,8 +307,9 @@ static inline void BXS_NAMED(put_floats)(I32 block, const BXS_NAMED(normal) * by
 }
 
 /* `planes` take the first, second and third byte of a pixel. */
-static void BXS_NAMED(letterbox_floats)(const letterbox_row *row, const float mean[3],
+static void BXS_NAMED(letterbox_floats)(const letterbox_row *given, const float mean[3],
                                         const float scale[3], float *const planes[3]) {
+    const letterbox_row own = *given, *row = &own; /* what is stored cannot change it */
     BXS_NAMED(normal) by;
     for (int c = 0; c < 3; c++) {
         by.mean[c] = (F32){0} + mean[c];
@@ -293,11 +323,16 @@ static void BXS_NAMED(letterbox_floats)(const letterbox_row *row, const float me
         BXS_NAMED(put_floats)(BXS_NAMED(halve)(row->upper + at, row->lower + at), &by, to, x);
     }
 #endif
+    if (row->is_close) {
+        for (; row->width - x >= BXS_LANES; x += BXS_LANES) {
+            BXS_NAMED(put_floats)(BXS_NAMED(blend)(row, x, 1), &by, to, x);
+        }
+    }
     for (; row->width - x >= BXS_LANES; x += BXS_LANES) {
-        BXS_NAMED(put_floats)(BXS_NAMED(blend)(row, x), &by, to, x);
+        BXS_NAMED(put_floats)(BXS_NAMED(blend)(row, x, 0), &by, to, x);
     }
     if (x < row->width) {
-        const I32 block = BXS_NAMED(blend)(row, x);
+        const I32 block = BXS_NAMED(blend)(row, x, row->is_close);
         for (int c = 0; c < 3; c++) {
             const F32 values = BXS_NAMED(normalise)(block, &by, c);
             memcpy(planes[c] + x, &values, (row->width - x) * sizeof(float));
