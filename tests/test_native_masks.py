@@ -352,6 +352,28 @@ def test_masks_are_the_float32_surface_bit_for_bit_and_float64_away_from_zero(co
             assert text == reference.run_text(reference.run_lengths(found))
 
 
+@pytest.mark.parametrize(
+    ("height", "width"), [(700, 1001), (512, 512), (1100, 333), (30000, 10), (9, 32768)]
+)
+def test_large_byte_masks_lie_anywhere_in_memory(height: int, width: int) -> None:
+    # those are written in whole cache lines, and rows without a pixel that is on by themselves
+    rows, columns = 40, 52
+    plan = plan_letterbox(Fit(8 * rows, 8 * columns), height, width)
+    scratch = np.empty(_native.surface_scratch_size(height, width, rows), np.uint8)
+    blobs = [(0, 0, 3, 2), (38, 45, 40, 52), (17, 20, 23, 31), (12, 0, 13, 52), (0, 7, 40, 8)]
+    for offset, blob in enumerate([*blobs, (0, 0, 40, 52), (0, 0, 0, 0)]):
+        logits = np.full((rows, columns), -1, np.float32)
+        logits[blob[0] : blob[2], blob[1] : blob[3]] = 1.5
+        expected = _float32_surface(logits, plan) > 0
+        args = (logits.T.copy(), (0, 0, columns, rows), rows, columns, 8, plan.as_tuple())
+        for level in range(1, 1 + len(_native.simd_levels())):
+            around = np.full(height * width + 200, 9, np.uint8)
+            out = around[70 + 13 * offset % 64 :][: height * width]
+            _native.surface_bytes(*args, (0, 0, width, height), scratch, out, level)
+            assert np.array_equal(out.reshape(height, width), expected)
+            assert np.count_nonzero(around == 9) == 200
+
+
 def test_masks_equal_torch_interpolate_at_the_content_size() -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(8)

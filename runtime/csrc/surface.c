@@ -16,6 +16,7 @@
 #define SURE (1.0f / 64.0f)
 #define AHEAD 4u                /* columns of cells asked for before they are read */
 #define LARGE ((size_t)1 << 18) /* bytes that do not stay in the caches anyway */
+#define LINE ((size_t)64)       /* bytes of a cache line */
 
 /* Frame columns that lie between the same two columns of cells. */
 typedef struct {
@@ -30,6 +31,15 @@ typedef struct {
     float sure;            /* pixels closer to a zero than this, in rows, are asked */
     size_t room;           /* of one column's changes */
 } change_block;
+
+/* Bytes that follow each other in memory. They are written in whole lines, so that rows of any
+ * width and place share theirs; the last bytes wait for those behind them. */
+typedef struct {
+    uint8_t *to;    /* where the line goes */
+    size_t foreign; /* bytes at the start of the first line that are not ours */
+    size_t held;    /* bytes that are in the line, the foreign ones with them */
+    uint8_t line[2 * LINE];
+} byte_stream;
 
 #define BXS_KERNEL "surface_kernel.h"
 #include "simd_levels.h"
@@ -174,9 +184,9 @@ size_t bxs_raster_size(uint32_t frame_height, uint32_t frame_width, uint32_t row
         bxs_piece(MOST_LANES * change_room(rows) * sizeof(uint32_t)));
 }
 
-/* First frame row whose place in the grid is `cell` or below. */
-static uint32_t first_row(uint32_t cell, double scale, uint32_t rows, uint32_t first,
-                          uint32_t last) {
+/* First frame row whose place in the grid is `cell` or below; columns likewise. */
+static uint32_t first_pixel(uint32_t cell, double scale, uint32_t rows, uint32_t first,
+                            uint32_t last) {
     double guess = ((double)cell + 0.5) / scale - 0.5;
     uint32_t y = guess <= (double)first ? first : guess >= (double)last ? last : (uint32_t)guess;
     while (y > first && bxs_grid_position(y - 1, scale, rows) >= (double)cell) {
@@ -221,9 +231,26 @@ bxs_raster bxs_raster_open(const bxs_letterbox *map, uint32_t stride, uint32_t r
     const uint32_t first = (uint32_t)bxs_grid_position(pixels.y0, raster.scale, rows);
     const uint32_t last = (uint32_t)bxs_grid_position(pixels.y1 - 1, raster.scale, rows) + 1;
     for (uint32_t i = first; i <= last; i++) {
-        raster.starts[i] = first_row(i, raster.scale, rows, pixels.y0, pixels.y1);
+        raster.starts[i] = first_pixel(i, raster.scale, rows, pixels.y0, pixels.y1);
     }
     return raster;
+}
+
+/* The cells that some pixels lie between. */
+static bxs_region cells_of(bxs_region pixels, double column_scale, double row_scale,
+                           uint32_t columns, uint32_t rows) {
+    bxs_region cells;
+    cells.x0 = (uint32_t)bxs_grid_position(pixels.x0, column_scale, columns);
+    cells.y0 = (uint32_t)bxs_grid_position(pixels.y0, row_scale, rows);
+    cells.x1 = (uint32_t)bxs_grid_position(pixels.x1 - 1, column_scale, columns) + 2;
+    cells.y1 = (uint32_t)bxs_grid_position(pixels.y1 - 1, row_scale, rows) + 2;
+    cells.x1 = cells.x1 < columns ? cells.x1 : columns;
+    cells.y1 = cells.y1 < rows ? cells.y1 : rows;
+    return cells;
+}
+
+static int is_inside(bxs_region part, bxs_region whole) {
+    return part.x0 >= whole.x0 && part.y0 >= whole.y0 && part.x1 <= whole.x1 && part.y1 <= whole.y1;
 }
 
 /* What is done with the changes of `columns` frame columns from x on: where in the rectangle's rows
@@ -240,15 +267,12 @@ static bxs_status find_changes(const bxs_surface *surface, const bxs_raster *ras
     const uint32_t height = pixels.y1 - pixels.y0;
     const int32_t *cells = raster->cells + (pixels.x0 - raster->pixels.x0);
     const uint32_t width = pixels.x1 - pixels.x0;
-    const uint32_t top = (uint32_t)bxs_grid_position(pixels.y0, raster->scale, raster->rows);
-    uint32_t bottom = (uint32_t)bxs_grid_position(pixels.y1 - 1, raster->scale, raster->rows);
-    bottom = bottom + 1 < raster->rows ? bottom + 1 : bottom;
-    const uint32_t left = (uint32_t)cells[0], right = (uint32_t)cells[width - 1] + 1;
-    if (left < region->x0 || (right < raster->columns ? right : right - 1) >= region->x1 ||
-        top < region->y0 || bottom >= region->y1) {
+    const bxs_region needed =
+        cells_of(pixels, raster->column_scale, raster->scale, raster->columns, raster->rows);
+    if (!is_inside(needed, *region)) {
         return BXS_ERROR_SIZE;
     }
-    const uint32_t rows = bottom - top + 1;
+    const uint32_t top = needed.y0, rows = needed.y1 - needed.y0;
     for (uint32_t i = 0; i < rows; i++) {
         uint32_t start = raster->starts[top + i];
         start = start > pixels.y0 ? start : pixels.y0;
@@ -385,8 +409,19 @@ static void take_bits(void *context, uint32_t x, uint32_t columns, const uint32_
     }
 }
 
+static bit_context bit_canvas(uint8_t *bits, size_t stride, bxs_region pixels) {
+    bit_context canvas = {bits, stride, pixels, UINT32_MAX, 0, UINT32_MAX, 0};
+    memset(bits, 0, stride * (pixels.y1 - pixels.y0));
+    return canvas;
+}
+
 static size_t bit_stride(bxs_region pixels) {
     return ((size_t)(pixels.x1 - pixels.x0) + 7) / 8;
+}
+
+/* The same in whole words. */
+static size_t word_stride(uint32_t width) {
+    return ((size_t)width + 63) / 64 * 8;
 }
 
 /* Marks the changes of a rectangle in bits. *marked is what holds them, from its corner; the row
@@ -394,8 +429,7 @@ static size_t bit_stride(bxs_region pixels) {
 static bxs_status mark_bits(const bxs_surface *surface, const bxs_raster *raster, bxs_region pixels,
                             uint8_t *bits, bxs_region *marked) {
     const size_t stride = bit_stride(pixels);
-    memset(bits, 0, stride * (pixels.y1 - pixels.y0));
-    bit_context to = {bits, stride, pixels, UINT32_MAX, 0, UINT32_MAX, 0};
+    bit_context to = bit_canvas(bits, stride, pixels);
     bxs_status status = find_changes(surface, raster, pixels, take_bits, &to);
     const bxs_region some = {to.x0, to.y0, to.x1, to.y1}, none = {0, 0, 0, 0};
     *marked = to.x1 > 0 ? some : none;
@@ -429,9 +463,9 @@ size_t bxs_surface_scratch_size(uint32_t frame_height, uint32_t frame_width, uin
         return 0;
     }
     /* bytes are drawn as bits first, and then row by row */
-    const size_t stride = ((size_t)frame_width + 7) / 8;
+    const size_t stride = word_stride(frame_width);
     return bxs_scratch_total(bxs_piece(bxs_raster_size(frame_height, frame_width, rows)) +
-                             bxs_piece(stride * frame_height) + bxs_piece(8 * stride));
+                             bxs_piece(stride * frame_height) + bxs_piece(8 * stride + LINE));
 }
 
 size_t bxs_surface_text_size(const bxs_letterbox *map, uint32_t rows) {
@@ -487,6 +521,104 @@ bxs_status bxs_surface_bits(const bxs_surface *surface, const bxs_letterbox *map
     return status;
 }
 
+/* The pixels that a cell which is on has a part in; empty if there is none. `words` has room for
+ * the signs of two columns. */
+static bxs_region find_pixels(const bxs_surface *surface, bxs_region pixels, double column_scale,
+                              double row_scale, bxs_simd level, uint64_t *words) {
+    const bxs_region *region = &surface->region, none = {0, 0, 0, 0};
+    const uint32_t rows = region->y1 - region->y0;
+    uint64_t *column = words, *any = words + sign_words(rows);
+    uint32_t x0 = UINT32_MAX, x1 = 0, y0 = 0, y1 = rows;
+    memset(any, 0, sign_words(rows) * sizeof *any);
+    for (uint32_t x = region->x0; x < region->x1; x++) {
+        uint64_t is_on = 0;
+        BXS_AT_LEVEL(level, signs)
+        (surface->logits + (size_t)(x - region->x0) * rows, rows, column);
+        for (uint32_t i = 0; i <= (rows - 1) / 64; i++) {
+            is_on |= column[i];
+            any[i] |= column[i];
+        }
+        x0 = is_on != 0 && x0 == UINT32_MAX ? x : x0;
+        x1 = is_on != 0 ? x : x1;
+    }
+    if (x0 == UINT32_MAX) {
+        return none;
+    }
+    for (; (any[y0 / 64] >> y0 % 64 & 1) == 0; y0++) {
+    }
+    for (; (any[(y1 - 1) / 64] >> (y1 - 1) % 64 & 1) == 0; y1--) {
+    }
+    y0 += region->y0;
+    y1 += region->y0 - 1;
+    /* a pixel has a part of a cell if it lies less than one cell before or behind it */
+    bxs_region found = pixels;
+    if (x0 > 0) {
+        found.x0 = first_pixel(x0 - 1, column_scale, surface->columns, pixels.x0, pixels.x1);
+    }
+    if (y0 > 0) {
+        found.y0 = first_pixel(y0 - 1, row_scale, surface->rows, pixels.y0, pixels.y1);
+    }
+    found.x1 = first_pixel(x1 + 1, column_scale, surface->columns, pixels.x0, pixels.x1);
+    found.y1 = first_pixel(y1 + 1, row_scale, surface->rows, pixels.y0, pixels.y1);
+    return found.x0 < found.x1 && found.y0 < found.y1 ? found : none;
+}
+
+/* Lines of zeros that are still to be written. */
+typedef struct {
+    uint8_t *to;
+    size_t lines;
+} blank;
+
+/* Writes zeros; of what is large, all but the whole lines. */
+static blank blank_between(uint8_t *from, const uint8_t *end, int is_large) {
+    const size_t size = (size_t)(end - from), lead = (size_t)(-(uintptr_t)from % LINE);
+    blank rest = {from, 0};
+    if (!is_large || size < LINE) {
+        memset(from, 0, size);
+    } else {
+        rest.to += lead;
+        rest.lines = (size - lead) / LINE;
+        memset(from, 0, lead);
+        memset(rest.to + LINE * rest.lines, 0, (size - lead) % LINE);
+    }
+    return rest;
+}
+
+static void write_blank(blank *rest, size_t lines, bxs_simd level) {
+    lines = lines < rest->lines ? lines : rest->lines;
+    BXS_AT_LEVEL(level, put_zeros)(rest->to, lines);
+    rest->to += LINE * lines;
+    rest->lines -= lines;
+}
+
+/* Memory is busy with the empty rows while changes are found. */
+typedef struct {
+    bit_context marks;
+    blank above, below;
+    size_t share; /* lines for each call */
+    bxs_simd level;
+} byte_context;
+
+static void take_bytes(void *context, uint32_t x, uint32_t columns, const uint32_t *changes,
+                       const uint32_t *counts, size_t room) {
+    byte_context *to = (byte_context *)context;
+    take_bits(&to->marks, x, columns, changes, counts, room);
+    write_blank(to->above.lines > 0 ? &to->above : &to->below, to->share, to->level);
+}
+
+/* Changes a row of bytes where bits are marked. */
+static void flip_marked(uint8_t *row, const uint8_t *bits, size_t stride) {
+    for (size_t i = 0; i < stride; i += 8) {
+        uint64_t marks = 0;
+        for (int byte = 0; byte < 8; byte++) {
+            marks |= (uint64_t)bits[i + byte] << 8 * byte;
+        }
+        for (; marks != 0; marks &= marks - 1) {
+            row[8 * i + bxs_trailing_zeros(marks)] ^= 1;
+        }
+    }
+}
+
 bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *map,
                              bxs_region pixels, bxs_simd simd, void *scratch, size_t scratch_size,
                              uint8_t *out, size_t room) {
@@ -498,38 +630,62 @@ bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *ma
     if (status != BXS_OK) {
         return status;
     }
-    const size_t width = pixels.x1 - pixels.x0;
-    const size_t height = pixels.y1 - pixels.y0;
+    const size_t width = pixels.x1 - pixels.x0, height = pixels.y1 - pixels.y0;
+    const int is_large = width * height >= LARGE;
     if (room / width < height) {
         return BXS_ERROR_ROOM;
     }
+    const double column_scale =
+        bxs_grid_scale(map->content_width, map->frame_width, surface->stride);
+    const double row_scale =
+        bxs_grid_scale(map->content_height, map->frame_height, surface->stride);
+    if (!is_inside(cells_of(pixels, column_scale, row_scale, surface->columns, surface->rows),
+                   surface->region)) {
+        return BXS_ERROR_SIZE;
+    }
     bxs_arena arena = bxs_arena_open(scratch);
-    const bxs_raster raster =
-        bxs_raster_open(map, surface->stride, surface->rows, surface->columns, pixels, level,
-                        bxs_arena_take(&arena, bxs_raster_size(map->frame_height, map->frame_width,
-                                                               surface->rows)));
-    const size_t stride = bit_stride(pixels);
-    uint8_t *bits = (uint8_t *)bxs_arena_take(&arena, stride * height);
-    uint8_t *row = (uint8_t *)bxs_arena_take(&arena, 8 * stride);
-    bxs_region marked;
-    status = mark_bits(surface, &raster, pixels, bits, &marked);
-    const int is_large = width * height >= LARGE;
-    memset(row, 0, 8 * stride);
-    for (size_t y = 0; status == BXS_OK && y < height; y++) {
-        if (y >= marked.y0 && y <= marked.y1) {
-            const size_t last = ((size_t)marked.x1 + 7) / 8;
-            for (size_t i = marked.x0 / 8; i < last; i++) {
-                for (uint32_t mark = bits[y * stride + i]; mark != 0; mark &= mark - 1) {
-                    row[8 * i + bxs_trailing_zeros(mark)] ^= 1;
-                }
-            }
-        }
+    void *memory =
+        bxs_arena_take(&arena, bxs_raster_size(map->frame_height, map->frame_width, surface->rows));
+    const bxs_region inner =
+        find_pixels(surface, pixels, column_scale, row_scale, level, (uint64_t *)memory);
+    if (inner.x0 == inner.x1) {
+        memset(out, 0, width * height);
+        return BXS_OK;
+    }
+    const bxs_raster raster = bxs_raster_open(map, surface->stride, surface->rows, surface->columns,
+                                              inner, level, memory);
+    const size_t stride = word_stride(inner.x1 - inner.x0);
+    const uint32_t rows = inner.y1 - inner.y0;
+    uint8_t *bits = (uint8_t *)bxs_arena_take(&arena, stride * rows);
+    uint8_t *row = (uint8_t *)bxs_arena_take(&arena, 0);
+    uint8_t *first = out + (inner.y0 - pixels.y0) * width, *end = first + rows * width;
+    byte_context to;
+    to.marks = bit_canvas(bits, stride, inner);
+    to.above = blank_between(out, first, is_large);
+    to.below = blank_between(end, out + width * height, is_large);
+    to.level = level;
+    to.share = (to.above.lines + to.below.lines) /
+                   (size_t)(raster.cells[inner.x1 - inner.x0 - 1] - raster.cells[0] + 1) +
+               1;
+    find_changes(surface, &raster, inner, take_bytes, &to);
+    write_blank(&to.above, SIZE_MAX, level);
+    write_blank(&to.below, SIZE_MAX, level);
+    byte_stream stream;
+    stream.foreign = stream.held = (uintptr_t)first % LINE;
+    stream.to = first - stream.held;
+    memset(row, 0, width + LINE);
+    for (size_t y = 0; y < rows; y++) {
+        flip_marked(row + (inner.x0 - pixels.x0), bits + y * stride, stride);
         if (is_large) {
-            BXS_AT_LEVEL(level, stream)(out + y * width, row, width);
+            BXS_AT_LEVEL(level, stream)(&stream, row, width);
         } else {
-            memcpy(out + y * width, row, width);
+            memcpy(first + y * width, row, width);
         }
     }
-    bxs_put_end();
-    return status;
+    if (is_large) {
+        memcpy(stream.to + stream.foreign, stream.line + stream.foreign,
+               stream.held - stream.foreign);
+        bxs_put_end();
+    }
+    return BXS_OK;
 }

@@ -123,19 +123,44 @@ static void BXS_NAMED(places)(uint32_t first, uint32_t count, double scale, uint
     }
 }
 
-/* Copies bytes around the caches: what is larger than they are would have to be read into them
- * before it is written. */
-static void BXS_NAMED(stream)(uint8_t *to, const uint8_t *from, size_t size) {
-    size_t lead = (size_t)(-(uintptr_t)to % sizeof(U8));
-    lead = lead < size ? lead : size;
-    memcpy(to, from, lead);
-    size_t i = lead;
-    for (; i + sizeof(U8) <= size; i += sizeof(U8)) {
-        U8 bytes;
-        memcpy(&bytes, from + i, sizeof bytes);
-        U8_PUT(to + i, bytes);
+/* Writes whole lines around the caches: what is larger than they are would have to be read into
+ * them before it is written. */
+static inline void BXS_NAMED(put_lines)(uint8_t *to, const uint8_t *from, size_t lines) {
+    for (const uint8_t *end = from + LINE * lines; from < end; from += LINE, to += LINE) {
+        for (size_t i = 0; i < LINE; i += sizeof(U8)) {
+            U8 bytes;
+            memcpy(&bytes, from + i, sizeof bytes);
+            U8_PUT(to + i, bytes);
+        }
     }
-    memcpy(to + i, from + i, size - i);
+}
+
+static void BXS_NAMED(put_zeros)(uint8_t *to, size_t lines) {
+    const U8 zero = {0};
+    for (uint8_t *end = to + LINE * lines; to < end; to += sizeof zero) {
+        U8_PUT(to, zero);
+    }
+}
+
+/* Adds bytes; LINE more than these are read. */
+static void BXS_NAMED(stream)(byte_stream *out, const uint8_t *from, size_t size) {
+    memcpy(out->line + out->held, from, LINE);
+    if (out->held + size < LINE) {
+        out->held += size;
+        return;
+    }
+    const size_t used = LINE - out->held;
+    if (out->foreign != 0) {
+        memcpy(out->to + out->foreign, out->line + out->foreign, LINE - out->foreign);
+        out->foreign = 0;
+    } else {
+        BXS_NAMED(put_lines)(out->to, out->line, 1);
+    }
+    const size_t lines = (size - used) / LINE;
+    BXS_NAMED(put_lines)(out->to + LINE, from + used, lines);
+    out->to += LINE * (lines + 1);
+    out->held = size - used - LINE * lines;
+    memcpy(out->line, from + size - out->held, LINE);
 }
 
 /* exp(-z) for 0 <= z <= 80 with an error below 2e-7 of the value, as bxs_exp. */
