@@ -12,12 +12,12 @@
 #define NONE UINT32_MAX
 #define SAMPLES 256
 #define GRID_FROM 256 /* boxes of a class, from which on the grid is faster than its list */
-#define MAX_SPANS 8
-#define AHEAD 16 /* visits between the request for a box and its use */
+#define MAX_CELLS 61  /* along an axis: more than a threshold of 0.05 asks for */
+#define BATCH 32      /* buckets that are asked together */
+#define AHEAD 16      /* visits between the request for a box and its use */
 
-/* Kept boxes, one array per quantity. The centre of an unused lane is not a number. */
+/* Kept boxes, one array per quantity. The class of an unused lane is NONE. */
 typedef struct {
-    float x[CHUNK], y[CHUNK]; /* centres */
     float x1[CHUNK], y1[CHUNK], x2[CHUNK], y2[CHUNK], area[CHUNK];
     uint32_t class_index[CHUNK];
 } chunk;
@@ -35,7 +35,7 @@ typedef struct {
 /* Two boxes whose IoU is above t have an IoU above t on each axis too. There, their sides differ by
  * a factor below 1 / t, and their centres lie less than (1 - t) / (2 + 2 t) of the sum of their
  * sides apart, which is less than (1 - t) / (2 t) of either side. So a box need only be compared
- * with those near it: lane by lane in the list of its class, or, where that is long, in a grid.
+ * with those near it: where the list of its class is long, they are looked up in a grid.
  *
  * The grid has cells for each power of 4 that a box's width lies above and each that its height
  * does, as wide and as high as four times these powers; a box is in the cell of its centre. The
@@ -62,17 +62,9 @@ struct bxs_kept {
 typedef struct {
     float box[4];
     float width, height, area;
-    float x, y; /* centre */
-    float reach_x, reach_y;
     int is_regular; /* no product of its sides overflows or loses digits */
     uint32_t class_index;
 } visitor;
-
-/* Cells of one size along an axis. */
-typedef struct {
-    uint32_t power;
-    int32_t low, high;
-} span;
 
 static float rounded_down(double value) {
     float rounded = (float)value;
@@ -83,10 +75,10 @@ static size_t list_chunks(size_t capacity, uint32_t class_count) {
     return capacity / CHUNK + (capacity < class_count ? capacity : class_count) + 1;
 }
 
-/* One bucket for 8 to 16 boxes; none if no class can become large. */
+/* One bucket for 4 to 8 boxes; none if no class can become large. */
 static unsigned int bucket_bits_for(size_t capacity) {
     unsigned int bits = 0;
-    while (capacity > 2 * GRID_FROM && capacity >> bits >= 16) {
+    while (capacity > 2 * GRID_FROM && capacity >> bits >= 8) {
         bits++;
     }
     return bits;
@@ -137,7 +129,7 @@ static inline const float *box_of(const bxs_pairs *pairs, uint32_t index) {
 }
 
 /* Reads a box; 0 if it is not valid. */
-static inline int meet(const bxs_kept *kept, const bxs_pairs *pairs, uint32_t index, visitor *v) {
+static inline int meet(const bxs_pairs *pairs, uint32_t index, visitor *v) {
     const float *box = box_of(pairs, index);
     v->class_index = pairs->classes != NULL ? pairs->classes[index] : index % pairs->columns;
     memcpy(v->box, box, sizeof v->box);
@@ -150,14 +142,7 @@ static inline int meet(const bxs_kept *kept, const bxs_pairs *pairs, uint32_t in
         return 0;
     }
     v->area = v->width * v->height;
-    v->x = 0.5f * box[0] + 0.5f * box[2];
-    v->y = 0.5f * box[1] + 0.5f * box[3];
     v->is_regular = v->area >= 1e-30f && v->area <= 1e30f;
-    v->reach_x = v->reach_y = INFINITY;
-    if (v->is_regular) {
-        v->reach_x = kept->reach * v->width + 5e-7f * (fabsf(box[0]) + fabsf(box[2]));
-        v->reach_y = kept->reach * v->height + 5e-7f * (fabsf(box[1]) + fabsf(box[3]));
-    }
     return 1;
 }
 
@@ -175,7 +160,7 @@ static float iou(const chunk *c, uint32_t lane, const visitor *v) {
 static uint32_t new_chunk(bxs_kept *kept, uint32_t next) {
     const uint32_t index = kept->chunk_count++;
     for (int i = 0; i < CHUNK; i++) {
-        kept->chunks[index].x[i] = NAN;
+        kept->chunks[index].class_index[i] = NONE;
     }
     kept->links[index].used = 0;
     kept->links[index].next = next;
@@ -207,29 +192,53 @@ static inline int32_t cell_of(double coordinate, uint32_t power) {
     return position < (double)cell ? cell - 1 : cell;
 }
 
-static inline uint32_t *bucket_of(const bxs_kept *kept, uint32_t class_index, uint32_t power_x,
-                                  uint32_t power_y, int32_t column, int32_t row) {
-    const uint32_t hash = (uint32_t)column * 0x9e3779b1u + (uint32_t)row * 0x85ebca77u +
-                          (power_x * 128u + power_y) * 0xc2b2ae3du + class_index * 0x27d4eb2fu;
-    return &kept->buckets[hash >> (32 - kept->bucket_bits)];
+/* The share of a column of cells, of a row and of a class in the number of a bucket. */
+static inline uint32_t column_share(int32_t column, uint32_t power) {
+    return (uint32_t)column * 0x9e3779b1u + power * 128u * 0xc2b2ae3du;
 }
 
-/* Finds the cells along an axis that may hold the centre of a box near enough. */
-static BXS_NOINLINE size_t find_spans(const bxs_kept *kept, float low, float high, float side,
-                                      float reach, span spans[MAX_SPANS], size_t *cells) {
+static inline uint32_t row_share(int32_t row, uint32_t power) {
+    return (uint32_t)row * 0x85ebca77u + power * 0xc2b2ae3du;
+}
+
+static inline uint32_t class_share(uint32_t class_index) {
+    return class_index * 0x27d4eb2fu;
+}
+
+static inline uint32_t *bucket_of(const bxs_kept *kept, uint32_t shares) {
+    return &kept->buckets[shares >> (32 - kept->bucket_bits)];
+}
+
+/* Finds the cells along an axis that may hold the centre of a box near enough, and gives the shares
+ * of each; returns how many they are, at most MAX_CELLS, or MAX_CELLS for more. */
+static inline size_t find_cells(const bxs_kept *kept, float low, float high, float side,
+                                uint32_t (*share)(int32_t, uint32_t), uint32_t *shares) {
+    const uint32_t first = power_of(side * kept->least_ratio);
     const uint32_t last = power_of(side / kept->least_ratio);
     const double centre = 0.5 * ((double)low + (double)high);
+    const double reach = (double)(kept->reach * side);
     size_t n = 0;
-    *cells = 0;
-    for (uint32_t power = power_of(side * kept->least_ratio); power <= last; power++, n++) {
-        /* the other box's side is less than 4 times the power */
-        const double sum = (double)side + power_of_two(2 * (int)power - 125);
-        const double most = kept->reach_of_sum * sum;
-        const double distance = most < (double)reach ? most : (double)reach;
-        spans[n].power = power;
-        spans[n].low = cell_of(centre - distance, power);
-        spans[n].high = cell_of(centre + distance, power);
-        *cells += (size_t)(spans[n].high - spans[n].low) + 1;
+    for (uint32_t power = first; power <= last; power += 2) {
+        /* two sizes and two cells of each without a branch: mostly there are no more */
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t of = power + i;
+            /* the other box's side is less than 4 times the power */
+            const double most =
+                kept->reach_of_sum * ((double)side + power_of_two(2 * (int)of - 125));
+            const double distance = most < reach ? most : reach;
+            const int32_t from = cell_of(centre - distance, of);
+            const int32_t end = cell_of(centre + distance, of);
+            const uint32_t is_asked = of <= last;
+            shares[n] = share(from, of);
+            n += is_asked;
+            shares[n] = share(end, of);
+            n += is_asked & (end != from);
+            for (int32_t cell = from + 1; cell < end; cell++) {
+                shares[n] = share(cell, of);
+                n += is_asked & (n < MAX_CELLS);
+            }
+            n = n < MAX_CELLS ? n : MAX_CELLS;
+        }
     }
     return n;
 }
@@ -239,16 +248,15 @@ static void add_to_grid(bxs_kept *kept, const chunk *source, uint32_t from) {
     const float x1 = source->x1[from], x2 = source->x2[from];
     const float y1 = source->y1[from], y2 = source->y2[from];
     const uint32_t power_x = power_of(x2 - x1), power_y = power_of(y2 - y1);
-    uint32_t *bucket = bucket_of(kept, source->class_index[from], power_x, power_y,
-                                 cell_of(0.5 * ((double)x1 + (double)x2), power_x),
-                                 cell_of(0.5 * ((double)y1 + (double)y2), power_y));
+    const int32_t column = cell_of(0.5 * ((double)x1 + (double)x2), power_x);
+    const int32_t row = cell_of(0.5 * ((double)y1 + (double)y2), power_y);
+    uint32_t *bucket = bucket_of(kept, column_share(column, power_x) + row_share(row, power_y) +
+                                           class_share(source->class_index[from]));
     if (*bucket == NONE || kept->links[*bucket].used == CHUNK) {
         *bucket = new_chunk(kept, *bucket);
     }
     chunk *c = &kept->chunks[*bucket];
     const uint32_t lane = kept->links[*bucket].used++;
-    c->x[lane] = source->x[from];
-    c->y[lane] = source->y[from];
     c->x1[lane] = x1;
     c->y1[lane] = y1;
     c->x2[lane] = x2;
@@ -283,8 +291,6 @@ static inline void append(bxs_kept *kept, const visitor *v) {
     }
     chunk *c = &kept->chunks[list->last];
     const uint32_t lane = kept->links[list->last].used++;
-    c->x[lane] = v->x;
-    c->y[lane] = v->y;
     c->x1[lane] = v->box[0];
     c->y1[lane] = v->box[1];
     c->x2[lane] = v->box[2];

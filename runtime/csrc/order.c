@@ -3,7 +3,7 @@
 #include "order.h"
 
 #define MAX_BITS 11 /* of a digit */
-#define FEW 2048    /* keys for which shorter digits are faster */
+#define FEW 2048    /* keys for which one digit leaves little to insertion */
 #define MOVES 4     /* per key, before insertion is given up */
 
 /* Sorts in place, or returns 0 after too many moves. */
@@ -75,13 +75,33 @@ void bxs_sort_keys(uint64_t *keys, uint64_t *spare, size_t n) {
         return;
     }
     const uint64_t highest = (uint64_t)high << 32 | UINT32_MAX;
-    const unsigned int bits = n < FEW ? 8 : MAX_BITS;
-    const size_t digits = (size_t)1 << bits;
-    unsigned int shift = 32;
-    while ((highest - ((uint64_t)low << 32)) >> shift >> 2 * bits != 0) {
+    const uint64_t range = highest - ((uint64_t)low << 32);
+    uint32_t fine[1 << MAX_BITS], coarse[1 << MAX_BITS];
+    unsigned int bits = MAX_BITS, shift = 32;
+    if (n < FEW) {
+        while (bits > 1 && n << 2 < (size_t)1 << bits) {
+            bits--;
+        }
+        while (range >> shift >> bits != 0) {
+            shift++;
+        }
+        const size_t digits = (size_t)1 << bits;
+        memset(coarse, 0, digits * sizeof *coarse);
+        for (size_t i = 0; i < n; i++) {
+            coarse[digit_of(keys[i], highest, shift, digits)]++;
+        }
+        scatter(keys, spare, n, coarse, digits, highest, shift);
+        if (insertion_sort(spare, n)) {
+            memcpy(keys, spare, n * sizeof *keys);
+        } else {
+            radix_sort(keys, spare, n);
+        }
+        return;
+    }
+    while (range >> shift >> 2 * bits != 0) {
         shift++;
     }
-    uint32_t fine[1 << MAX_BITS], coarse[1 << MAX_BITS];
+    const size_t digits = (size_t)1 << bits;
     memset(fine, 0, digits * sizeof *fine);
     memset(coarse, 0, digits * sizeof *coarse);
     for (size_t i = 0; i < n; i++) {
