@@ -19,6 +19,7 @@ from boxseg.runtime import Detections, Segmenter
 
 if TYPE_CHECKING:
     from boxseg.export.to_onnx import TracedGraph
+    from boxseg.student import Student
 
 EXAMPLES = RUNTIME / "examples"
 
@@ -45,6 +46,18 @@ def xml(tiny_graph: TracedGraph, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from boxseg.export.to_openvino import write_openvino as write_exported
 
     return write_exported(tiny_graph, tmp_path_factory.mktemp("model") / "best_openvino_model")
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_student: Student) -> dict[str, TracedGraph]:
+    """Return the forms whose graph picks the pairs."""
+    from boxseg.export.to_onnx import trace
+    from boxseg.inference import describe as describe_student
+
+    config = tiny_student.config
+    return {
+        form: trace(tiny_student, describe_student(config, form=form)) for form in ("topk", "graph")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +107,24 @@ def test_openvino_in_cxx_answers_like_python(
     assert said == f"{len(found)} instances\n"
     _check(found, written, picture)
     _check_overlay(found, overlay, picture)
+
+
+def test_the_form_topk_is_read_and_graph_is_refused(
+    programs: Path, traced: dict[str, TracedGraph], picture: Path, tmp_path: Path
+) -> None:
+    from boxseg.export.to_openvino import write_openvino as write_exported
+
+    xml = write_exported(traced["topk"], tmp_path / "topk_openvino_model")
+    overlay, written = tmp_path / "overlay.png", tmp_path / "found.json"
+    said = run(programs / "openvino_cpp", xml, picture, overlay, written, "0.3")
+    found = Segmenter(xml, conf=0.3)(np.asarray(Image.open(picture)))
+    assert said == f"{len(found)} instances\n"
+    _check(found, written, picture)
+    other = write_exported(traced["graph"], tmp_path / "graph_openvino_model")
+    command = [programs / "openvino_cpp", other, picture, overlay, written]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("forms dense and topk, not graph")
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
@@ -159,13 +190,24 @@ def test_a_file_of_others_is_refused(programs: Path, picture: Path, tmp_path: Pa
     assert "was not exported by boxseg" in done.stderr
 
 
+@pytest.mark.parametrize("form", ["dense", "topk"])
 def test_onnxruntime_in_c_answers_like_python(
-    programs: Path, picture: Path, tmp_path: Path
+    form: str,
+    programs: Path,
+    traced: dict[str, TracedGraph],
+    picture: Path,
+    tmp_path: Path,
 ) -> None:
     if not os.environ.get("ONNXRUNTIME_ROOT"):
         pytest.skip("needs ONNX Runtime's C API: set ONNXRUNTIME_ROOT to an unpacked release")
     pytest.importorskip("onnxruntime")
-    model = write_onnx(tmp_path / "small.onnx", dense_outputs(4), describe())
+    model = tmp_path / "small.onnx"
+    if form == "dense":
+        write_onnx(model, dense_outputs(4), describe())
+    else:
+        from boxseg.export.to_onnx import write_onnx as write_exported
+
+        write_exported(traced["topk"], model)
     overlay, written = tmp_path / "overlay.png", tmp_path / "found.json"
     run(programs / "onnxruntime_c", model, picture, overlay, written, "0.3")
     found = Segmenter(model, conf=0.3)(np.asarray(Image.open(picture)))

@@ -4,8 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const pipeline_output_names[OUTPUTS] = {"class_logits", "quality_logits", "boxes",
-                                                    "parameters", "mask_features"};
+enum { CLASS_LOGITS, QUALITY_LOGITS, DENSE_BOXES, DENSE_PARAMETERS, DENSE_FEATURES, DENSE_OUTPUTS };
+static const char *const dense_names[DENSE_OUTPUTS] = {"class_logits", "quality_logits", "boxes",
+                                                       "parameters", "mask_features"};
+
+enum { SCORES, LABELS, BOXES, LOCATIONS, LEVELS, PARAMETERS, FEATURES, TOPK_OUTPUTS };
+static const char *const topk_names[TOPK_OUTPUTS] = {
+    "scores", "labels", "boxes", "locations", "levels", "parameters", "mask_features"};
 
 static const char *reason_of(bxs_status status) {
     return status == BXS_OK ? NULL : bxs_status_meaning(status);
@@ -36,9 +41,12 @@ const char *pipeline_open(pipeline *of, const char *json, size_t json_size) {
         fprintf(stderr, "metadata: %s\n", wrong);
         return bxs_status_meaning(status);
     }
-    if (of->metadata.form != BXS_FORM_DENSE) {
-        return "this example reads files of the form dense";
+    if (of->metadata.form == BXS_FORM_GRAPH) {
+        return "this example reads files of the forms dense and topk, not graph";
     }
+    const int is_dense = of->metadata.form == BXS_FORM_DENSE;
+    of->output_names = is_dense ? dense_names : topk_names;
+    of->outputs = is_dense ? DENSE_OUTPUTS : TOPK_OUTPUTS;
     of->candidates = (bxs_candidate *)malloc(of->metadata.model.max_det * sizeof *of->candidates);
     of->instances = (bxs_instance *)malloc(of->metadata.model.max_det * sizeof *of->instances);
     return of->candidates == NULL || of->instances == NULL ? "out of memory" : NULL;
@@ -66,9 +74,10 @@ static const char *fit(pipeline *of, const bxs_frame *frame) {
     if (reason != NULL) {
         return reason;
     }
-    size_t scratch =
-        larger(bxs_letterbox_scratch_size(&of->map),
-               larger(bxs_select_scratch_size(model), bxs_masks_scratch_size(model, &of->map)));
+    size_t select = of->metadata.form == BXS_FORM_DENSE ? bxs_select_scratch_size(model)
+                                                        : bxs_select_topk_scratch_size(model);
+    size_t scratch = larger(bxs_letterbox_scratch_size(&of->map),
+                            larger(select, bxs_masks_scratch_size(model, &of->map)));
     /* never reached by far; pages that nothing is written to cost nothing */
     size_t text =
         model->max_det * bxs_surface_text_size(&of->map, of->map.height / model->mask_stride);
@@ -91,45 +100,80 @@ const char *pipeline_letterbox(pipeline *of, const bxs_frame *frame) {
                                         of->scratch, of->scratch_size, of->input, of->input_size));
 }
 
-size_t pipeline_output_size(const pipeline *of, int output) {
+/* Locations of the form dense; rows of the form topk, which are as many as there are pairs where
+ * these are few. */
+static size_t slots_of(const pipeline *of) {
     const bxs_model *model = &of->metadata.model;
-    size_t locations = bxs_location_count(model, of->map.height, of->map.width);
-    switch (output) {
-    case CLASS_LOGITS:
-        return locations * model->classes;
-    case QUALITY_LOGITS:
+    const size_t locations = bxs_location_count(model, of->map.height, of->map.width);
+    if (of->metadata.form == BXS_FORM_DENSE) {
         return locations;
-    case BOXES:
-        return locations * 4;
-    case PARAMETERS:
-        return locations * bxs_parameter_count(model);
-    default:
-        return (size_t)model->mask_channels * (of->map.height / model->mask_stride) *
-               (of->map.width / model->mask_stride);
     }
+    const uint64_t pairs = (uint64_t)locations * model->classes;
+    return pairs < model->candidates ? (size_t)pairs : model->candidates;
 }
 
-const char *pipeline_answer(pipeline *of, const float *const outputs[OUTPUTS], double confidence,
+static size_t features_of(const pipeline *of) {
+    const bxs_model *model = &of->metadata.model;
+    return (size_t)model->mask_channels * (of->map.height / model->mask_stride) *
+           (of->map.width / model->mask_stride);
+}
+
+size_t pipeline_output_size(const pipeline *of, int output) {
+    const bxs_model *model = &of->metadata.model;
+    const size_t slots = slots_of(of);
+    if (of->metadata.form == BXS_FORM_DENSE) {
+        const size_t each[] = {model->classes, 1, 4, bxs_parameter_count(model)};
+        return output == DENSE_FEATURES ? features_of(of) : slots * each[output];
+    }
+    const size_t each[] = {1, 1, 4, 2, 1, bxs_parameter_count(model)};
+    return output == FEATURES ? features_of(of) : slots * each[output];
+}
+
+int pipeline_output_is_integer(const pipeline *of, int output) {
+    return of->metadata.form == BXS_FORM_TOPK && (output == LABELS || output == LEVELS);
+}
+
+/* Leaves n candidates, and what their masks are made from. */
+static bxs_status select_best(pipeline *of, const void *const outputs[],
+                              const bxs_deadline *deadline, size_t *n, bxs_mask_inputs *inputs) {
+    const bxs_model *model = &of->metadata.model;
+    const size_t slots = slots_of(of);
+    memset(inputs, 0, sizeof *inputs);
+    inputs->slots = slots;
+    inputs->rows = of->map.height / model->mask_stride;
+    inputs->columns = of->map.width / model->mask_stride;
+    if (of->metadata.form == BXS_FORM_DENSE) {
+        const bxs_dense dense = {(const float *)outputs[CLASS_LOGITS],
+                                 (const float *)outputs[QUALITY_LOGITS],
+                                 (const float *)outputs[DENSE_BOXES], slots};
+        inputs->parameters = (const float *)outputs[DENSE_PARAMETERS];
+        inputs->features = (const float *)outputs[DENSE_FEATURES];
+        inputs->parameter_stride = slots; /* values of one location lie L floats apart */
+        inputs->slot_stride = 1;
+        return bxs_select_dense(model, &dense, &of->map, deadline, of->scratch, of->scratch_size,
+                                of->candidates, model->max_det, n);
+    }
+    const bxs_topk topk = {(const float *)outputs[SCORES],   (const int32_t *)outputs[LABELS],
+                           (const float *)outputs[BOXES],    (const float *)outputs[LOCATIONS],
+                           (const int32_t *)outputs[LEVELS], slots};
+    inputs->parameters = (const float *)outputs[PARAMETERS];
+    inputs->features = (const float *)outputs[FEATURES];
+    inputs->parameter_stride = 1; /* values of one row lie side by side */
+    inputs->slot_stride = bxs_parameter_count(model);
+    return bxs_select_topk(model, &topk, &of->map, deadline, of->scratch, of->scratch_size,
+                           of->candidates, model->max_det, n);
+}
+
+const char *pipeline_answer(pipeline *of, const void *const outputs[], double confidence,
                             const bxs_deadline *deadline) {
     const bxs_model *model = &of->metadata.model;
-    size_t locations = pipeline_output_size(of, QUALITY_LOGITS);
-    const bxs_dense dense = {outputs[CLASS_LOGITS], outputs[QUALITY_LOGITS], outputs[BOXES],
-                             locations};
+    bxs_mask_inputs inputs;
     size_t n = 0;
     of->n = 0;
-    bxs_status status = bxs_select_dense(model, &dense, &of->map, deadline, of->scratch,
-                                         of->scratch_size, of->candidates, model->max_det, &n);
+    bxs_status status = select_best(of, outputs, deadline, &n, &inputs);
     if (status != BXS_OK && status != BXS_ERROR_DEADLINE) {
         return bxs_status_meaning(status);
     }
-    const bxs_mask_inputs inputs = {outputs[PARAMETERS],
-                                    locations, /* values of one location lie L floats apart */
-                                    1,
-                                    locations,
-                                    outputs[MASK_FEATURES],
-                                    of->map.height / model->mask_stride,
-                                    of->map.width / model->mask_stride,
-                                    NULL};
     size_t text_size;
     status = bxs_masks(model, &inputs, &of->map, of->candidates, n, confidence, deadline,
                        of->scratch, of->scratch_size, of->instances, model->max_det, &of->n,

@@ -9,15 +9,14 @@
 extern "C" {
 #endif
 
-enum { CLASS_LOGITS, QUALITY_LOGITS, BOXES, PARAMETERS, MASK_FEATURES, OUTPUTS };
-
-/* Names of the graph's outputs, in this order. */
-extern const char *const pipeline_output_names[OUTPUTS];
+enum { MOST_OUTPUTS = 7 };
 
 typedef struct {
     char *json; /* the file's metadata */
     size_t json_size;
-    bxs_metadata metadata;
+    bxs_metadata metadata; /* of the form dense or topk */
+    const char *const *output_names;
+    int outputs;       /* of the graph, in the order of their names */
     bxs_letterbox map; /* of the last frame */
     uint8_t *input;    /* map.height x map.width x 3, RGB */
     void *scratch;
@@ -35,12 +34,13 @@ void pipeline_close(pipeline *of);
 /* Letterboxes a frame into `input`. */
 const char *pipeline_letterbox(pipeline *of, const bxs_frame *frame);
 
-/* Floats of an output for this input, batch 1. */
+/* Numbers of an output for this input, batch 1, and whether they are int32_t, not float. */
 size_t pipeline_output_size(const pipeline *of, int output);
+int pipeline_output_is_integer(const pipeline *of, int output);
 
 /* Finds the instances; `outputs` point to the graph's answer. `deadline` may be NULL; when it
  * passes, the best instances up to then are the answer. */
-const char *pipeline_answer(pipeline *of, const float *const outputs[OUTPUTS], double confidence,
+const char *pipeline_answer(pipeline *of, const void *const outputs[], double confidence,
                             const bxs_deadline *deadline);
 
 /* Writes the answer as a COCO file like `boxseg predict --save-json`. */

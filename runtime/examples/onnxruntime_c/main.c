@@ -15,13 +15,13 @@ typedef struct {
     OrtSession *session;
     OrtMemoryInfo *memory;
     OrtValue *input;
-    OrtValue *outputs[OUTPUTS];
+    OrtValue *outputs[MOST_OUTPUTS];
     pipeline around;
     picture image;
 } program;
 
 static void stop(program *of, int code) {
-    for (int i = 0; i < OUTPUTS; i++) {
+    for (int i = 0; i < MOST_OUTPUTS; i++) {
         if (of->outputs[i] != NULL) {
             of->api->ReleaseValue(of->outputs[i]);
         }
@@ -97,16 +97,16 @@ static void run(program *of) {
     check_ort(of, api->SessionGetInputName(of->session, 0, allocator, &name));
     const char *const input_names[1] = {name};
     const OrtValue *const inputs[1] = {of->input};
-    OrtStatus *status = api->Run(of->session, NULL, input_names, inputs, 1, pipeline_output_names,
-                                 OUTPUTS, of->outputs);
+    OrtStatus *status = api->Run(of->session, NULL, input_names, inputs, 1, around->output_names,
+                                 (size_t)around->outputs, of->outputs);
     check_ort(of, api->AllocatorFree(allocator, name));
     check_ort(of, status);
 }
 
 static void answer(program *of, double confidence) {
     const OrtApi *api = of->api;
-    const float *outputs[OUTPUTS];
-    for (int i = 0; i < OUTPUTS; i++) {
+    const void *outputs[MOST_OUTPUTS];
+    for (int i = 0; i < of->around.outputs; i++) {
         OrtTensorTypeAndShapeInfo *info = NULL;
         ONNXTensorElementDataType type;
         size_t size = 0;
@@ -117,11 +117,13 @@ static void answer(program *of, double confidence) {
         api->ReleaseTensorTypeAndShapeInfo(info);
         check_ort(of, type_status);
         check_ort(of, size_status);
-        int is_good = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT &&
-                      size == pipeline_output_size(&of->around, i);
+        const ONNXTensorElementDataType wanted = pipeline_output_is_integer(&of->around, i)
+                                                     ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
+                                                     : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+        int is_good = type == wanted && size == pipeline_output_size(&of->around, i);
         check(of, is_good ? NULL : "the metadata do not fit an output of the graph");
         check_ort(of, api->GetTensorMutableData(of->outputs[i], &values));
-        outputs[i] = (const float *)values;
+        outputs[i] = values;
     }
     check(of, pipeline_answer(&of->around, outputs, confidence, NULL));
 }

@@ -57,14 +57,18 @@ class Segmenter {
         const ov::Shape shape = {1, around_.map.height, around_.map.width, 3};
         request_.set_input_tensor(ov::Tensor(ov::element::u8, shape, around_.input));
         request_.infer();
-        std::array<const float *, OUTPUTS> outputs;
-        for (int i = 0; i < OUTPUTS; i++) {
-            const ov::Tensor values = request_.get_tensor(pipeline_output_names[i]);
+        std::array<const void *, MOST_OUTPUTS> outputs;
+        for (int i = 0; i < around_.outputs; i++) {
+            const ov::Tensor values = request_.get_tensor(around_.output_names[i]);
             if (values.get_size() != pipeline_output_size(&around_, i)) {
                 throw std::runtime_error(std::string("the metadata do not fit the output ") +
-                                         pipeline_output_names[i]);
+                                         around_.output_names[i]);
             }
-            outputs[i] = values.data<const float>(); // checks the type
+            if (pipeline_output_is_integer(&around_, i)) { // both check the type
+                outputs[i] = values.data<const int32_t>();
+            } else {
+                outputs[i] = values.data<const float>();
+            }
         }
         check(pipeline_answer(&around_, outputs.data(), confidence, deadline));
     }
