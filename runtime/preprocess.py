@@ -7,7 +7,7 @@ file's metadata, lies at the top left of the input, and is padded at the right a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,18 @@ PADDING = (124, 116, 104)
 DIVISOR = 32
 """Sides of the input are multiples of this."""
 
-Colour = Literal["RGB", "BGR"]
+Colour = Literal["RGB", "BGR", "NV12", "YUYV"]
+"""What the bytes of a frame are.
+
+    RGB, BGR   (H, W, 3); gray (H, W) or (H, W, 1) too
+    NV12       H rows of Y, then a row of U V pairs for every two of them, (H + H / 2, W); W is even
+    YUYV       Y and alternately U or V of every pixel, (H, W, 2); W is even
+"""
+
+YuvRule = Literal["BT.601 limited", "BT.601 full", "BT.709 limited", "BT.709 full"]
+"""How NV12 and YUYV become RGB; most cameras mean the first."""
+
+_FORMATS = {"RGB": 0, "BGR": 1, "NV12": 3, "YUYV": 4}  # bxs_pixel_format
 
 
 @dataclass(frozen=True)
@@ -129,18 +140,59 @@ def _readable(image: NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
     return image
 
 
+def frame_size(frame: NDArray[np.uint8], colour: Colour = "RGB") -> tuple[int, int]:
+    """Return H and W of the picture that a frame holds.
+
+    Raises:
+        ValueError: if the array's shape is none of this colour's.
+    """
+    shape = frame.shape
+    if colour not in get_args(Colour):
+        raise ValueError(f"colour must be one of {', '.join(get_args(Colour))}, got {colour!r}")
+    if colour == "NV12":
+        if len(shape) != 2 or shape[0] < 2 or shape[0] % 3 == 1 or shape[1] < 2 or shape[1] % 2:
+            raise ValueError(f"a frame of NV12 must be (H + H / 2, W) with an even W, got {shape}")
+        # H + ceil(H / 2) rows
+        return (2 * shape[0]) // 3, shape[1]
+    if colour == "YUYV":
+        if len(shape) != 3 or shape[2] != 2 or shape[1] % 2 or frame.size == 0:
+            raise ValueError(f"a frame of YUYV must be (H, W, 2) with an even W, got {shape}")
+        return shape[0], shape[1]
+    if frame.ndim not in (2, 3) or frame.size == 0:
+        raise ValueError(
+            f"a frame must be a non-empty uint8 array (H, W) or (H, W, channels), "
+            f"got {frame.dtype} {shape}"
+        )
+    if frame.ndim == 3 and shape[2] not in (1, 3):
+        raise ValueError(f"a frame must have 1 or 3 channels, got {shape[2]}")
+    return shape[0], shape[1]
+
+
 class Letterboxer:
     """Letterboxes frames into reused buffers; one per thread."""
 
-    def __init__(self, size: ImageSize, *, padding: tuple[int, int, int] = PADDING) -> None:
+    def __init__(
+        self,
+        size: ImageSize,
+        *,
+        padding: tuple[int, int, int] = PADDING,
+        yuv: YuvRule = "BT.601 limited",
+    ) -> None:
         """Prepare for one rule; buffers grow to the largest frame seen and stay.
 
         Args:
             size: Rule that gives the input's size.
             padding: RGB outside the frame.
+            yuv: How frames of NV12 and YUYV become RGB.
+
+        Raises:
+            ValueError: if there is no such rule.
         """
+        if yuv not in get_args(YuvRule):
+            raise ValueError(f"yuv must be one of {', '.join(get_args(YuvRule))}, got {yuv!r}")
         self.size = size
         self.padding = padding
+        self._yuv = get_args(YuvRule).index(yuv)  # bxs_yuv
         self._scratch = np.empty(0, np.uint8)
         self._map: Letterbox | None = None
 
@@ -166,19 +218,18 @@ class Letterboxer:
         """Resize and pad one frame.
 
         Args:
-            frame: (H, W, 3) in `colour` order, or gray (H, W) or (H, W, 1), 0..255.
+            frame: Bytes 0..255 in the shape that `Colour` tells.
             out: RGB buffer (H', W', 3) to write into, or None for a new one.
-            colour: Channel order of the frame.
+            colour: What the frame's bytes are.
 
         Returns:
             The RGB input (H', W', 3) and the map.
+
+        Raises:
+            ValueError: if the frame is of another type or shape.
         """
         frame = _readable(frame, "a frame")
-        if frame.ndim == 3 and frame.shape[2] not in (1, 3):
-            raise ValueError(f"a frame must have 1 or 3 channels, got {frame.shape[2]}")
-        if colour not in ("RGB", "BGR"):
-            raise ValueError(f"colour must be RGB or BGR, got {colour!r}")
-        planned = self.plan(frame.shape[0], frame.shape[1])
+        planned = self.plan(*frame_size(frame, colour))
         shape = (planned.height, planned.width, 3)
         if out is None:
             out = np.empty(shape, np.uint8)
@@ -186,8 +237,9 @@ class Letterboxer:
             raise ValueError(
                 f"out must be a contiguous uint8 array {shape}, got {out.dtype} {out.shape}"
             )
+        where = planned.as_tuple()
         _native.letterbox_rgb8(
-            frame, colour == "BGR", planned.as_tuple(), self.padding, self._scratch, out
+            frame, _FORMATS[colour], where, self.padding, self._scratch, out, 0, self._yuv
         )
         return out, planned
 
@@ -199,9 +251,10 @@ def letterbox(
     out: NDArray[np.uint8] | None = None,
     colour: Colour = "RGB",
     padding: tuple[int, int, int] = PADDING,
+    yuv: YuvRule = "BT.601 limited",
 ) -> tuple[NDArray[np.uint8], Letterbox]:
     """Resize and pad one frame; see `Letterboxer` for a stream of them."""
-    return Letterboxer(size, padding=padding)(frame, out, colour=colour)
+    return Letterboxer(size, padding=padding, yuv=yuv)(frame, out, colour=colour)
 
 
 def resize_bilinear(image: NDArray[np.uint8], new_height: int, new_width: int) -> NDArray[np.uint8]:

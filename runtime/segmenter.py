@@ -19,7 +19,7 @@ from boxseg.runtime.backends import Backend, open_backend
 from boxseg.runtime.detections import Detections
 from boxseg.runtime.metadata import Metadata
 from boxseg.runtime.postprocess import Postprocessor
-from boxseg.runtime.preprocess import Colour, Fit, Letterboxer
+from boxseg.runtime.preprocess import Colour, Fit, Letterboxer, YuvRule, frame_size
 from boxseg.runtime.stream import Stream, WhenFull
 
 
@@ -49,6 +49,7 @@ class Segmenter:
         budget_ms: float | None = None,
         device: str | None = None,
         threads: int | None = None,
+        yuv: YuvRule = "BT.601 limited",
     ) -> None:
         """Load a model and run it once.
 
@@ -63,6 +64,7 @@ class Segmenter:
                 limit.
             device: Where to run a file; None is the CPU. One that is not obtained is an error.
             threads: Of the engine, for a file; None leaves it to the engine.
+            yuv: How frames of NV12 and YUYV become RGB.
 
         Raises:
             FileNotFoundError: if there is nothing at the path.
@@ -84,7 +86,7 @@ class Segmenter:
         if budget_ms is not None and not budget_ms > 0:
             raise ValueError(f"budget_ms must be above 0, got {budget_ms}")
         self._budget_ms = math.inf if budget_ms is None else budget_ms
-        self._letterboxer = Letterboxer(self.metadata.imgsz, padding=self.metadata.padding)
+        self._letterboxer = Letterboxer(self.metadata.imgsz, padding=self.metadata.padding, yuv=yuv)
         self._input = np.empty((1, 0, 0, 3), np.uint8)
         if isinstance(self.metadata.imgsz, Fit):
             # the first run of an engine allocates and tunes; a size that follows the frame is
@@ -95,8 +97,9 @@ class Segmenter:
         """Find the instances of one frame.
 
         Args:
-            frame: Bytes 0..255, (H, W, 3) in `colour` order, or gray (H, W) or (H, W, 1).
-            colour: Channel order of the frame, "RGB" or "BGR".
+            frame: Bytes 0..255, (H, W, 3) in the order RGB or BGR, or gray (H, W) or (H, W, 1); of
+                a camera also NV12 or YUYV, see `Colour`.
+            colour: What the frame's bytes are.
 
         Returns:
             Instances in frame pixels, best first, with `times_ms` of the stages letterbox, engine,
@@ -117,7 +120,7 @@ class Segmenter:
 
         Args:
             frames: As for one frame; sizes may differ.
-            colour: Channel order of all frames.
+            colour: What the bytes of all frames are.
 
         Returns:
             One answer per frame, in their order. The engine's time is shared out evenly among the
@@ -127,7 +130,7 @@ class Segmenter:
             ValueError: if a frame is of another type or shape.
         """
         found: list[Detections] = []
-        for _, group in itertools.groupby(frames, self._input_size):
+        for _, group in itertools.groupby(frames, lambda frame: self._input_size(frame, colour)):
             members = list(group)
             step = self.metadata.batch.most
             for first in range(0, len(members), step):
@@ -141,7 +144,9 @@ class Segmenter:
     def _segment(self, frames: list[NDArray[np.uint8]], colour: Colour) -> list[Detections]:
         """Answer frames of one input size with one run of the engine."""
         start = time.perf_counter()
-        images = self._room(len(frames), self._input_size(frames[0]))  # at least `batch.least`
+        images = self._room(
+            len(frames), self._input_size(frames[0], colour)
+        )  # at least `batch.least`
         plans, boxed = [], [start]
         for frame, image in zip(frames, images, strict=False):
             plans.append(self._letterboxer(frame, image, colour=colour)[1])
@@ -167,13 +172,8 @@ class Segmenter:
             answers.append(replace(found, times_ms={**times, "total": sum(times.values())}))
         return answers
 
-    def _input_size(self, frame: NDArray[np.uint8]) -> tuple[int, int]:
-        if frame.ndim not in (2, 3) or frame.size == 0:
-            raise ValueError(
-                f"a frame must be a non-empty uint8 array (H, W) or (H, W, channels), "
-                f"got {frame.dtype} {frame.shape}"
-            )
-        plan = self._letterboxer.plan(frame.shape[0], frame.shape[1])
+    def _input_size(self, frame: NDArray[np.uint8], colour: Colour) -> tuple[int, int]:
+        plan = self._letterboxer.plan(*frame_size(frame, colour))
         return plan.height, plan.width
 
     def _room(self, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:

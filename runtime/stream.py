@@ -111,7 +111,7 @@ class Stream:
                 answer is there.
             stamp: Anything, usually the time of exposure; it comes back with the answer.
             frame_id: Anything, usually the camera's frame; it comes back with the answer.
-            colour: Channel order of the frame.
+            colour: What the frame's bytes are.
 
         Raises:
             StreamClosedError: if the stream is closed, also while this waits for room.

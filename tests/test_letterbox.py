@@ -173,7 +173,7 @@ def test_bad_frames_are_named(frame: NDArray[np.generic], message: str) -> None:
 def test_bad_buffers_and_colours_are_named() -> None:
     with pytest.raises(ValueError, match="out must be"):
         letterbox(_noise(4, 4, 3), Fit(32, 32), out=np.empty((32, 31, 3), np.uint8))
-    with pytest.raises(ValueError, match="colour must be RGB or BGR"):
+    with pytest.raises(ValueError, match="colour must be one of RGB, BGR, NV12, YUYV"):
         letterbox(_noise(4, 4, 3), Fit(32, 32), colour="GBR")  # type: ignore[arg-type]  # bad
 
 

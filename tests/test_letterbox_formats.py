@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from numpy.typing import NDArray
 from tools import NATIVE, RUNTIME, SOURCES, require, run
 
 from boxseg.runtime import _native
-from boxseg.runtime.preprocess import Fit, Letterbox, plan_letterbox, resize_bilinear
+from boxseg.runtime.preprocess import (
+    Colour,
+    Fit,
+    Letterbox,
+    Letterboxer,
+    YuvRule,
+    letterbox,
+    plan_letterbox,
+    resize_bilinear,
+)
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -164,6 +174,50 @@ def test_a_yuv_frame_is_converted_first_and_resized_then(pixel_format: int) -> N
             assert np.array_equal(
                 _floats(frame, plan, pixel_format, simd), _floats(rgb, plan, RGB, simd)
             )
+
+
+@pytest.mark.parametrize("rule", range(4))
+@pytest.mark.parametrize(("colour", "pixel_format"), [("NV12", NV12), ("YUYV", YUYV)])
+def test_the_letterboxer_takes_camera_frames(colour: Colour, pixel_format: int, rule: int) -> None:
+    size = Fit(32, 64)
+    boxer = Letterboxer(size, padding=PADDING, yuv=get_args(YuvRule)[rule])
+    for height, width in ((30, 44), (31, 44), (1, 2), (48, 96)):
+        rows = height + -(-height // 2)
+        frame = _noise(rows, width) if colour == "NV12" else _noise(height, width, 2)
+        found, plan = boxer(frame, colour=colour)
+        assert plan == plan_letterbox(size, height, width)
+        assert np.array_equal(found, _bytes(frame, plan, pixel_format, yuv=rule))
+        # a frame whose rows lie apart, as cameras give them
+        wide = _noise(rows, width + 10) if colour == "NV12" else _noise(height, width + 5, 2)
+        wide[:, :width] = frame
+        assert np.array_equal(boxer(wide[:, :width], colour=colour)[0], found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "colour", "message"),
+    [
+        ((46, 44), "NV12", r"\(H \+ H / 2, W\) with an even W, got \(46, 44\)"),  # no H has 46 rows
+        ((45, 43), "NV12", "with an even W"),
+        ((45, 44, 3), "NV12", "with an even W"),
+        ((1, 44), "NV12", "with an even W"),
+        ((30, 43, 2), "YUYV", r"\(H, W, 2\) with an even W, got \(30, 43, 2\)"),
+        ((30, 44), "YUYV", "with an even W"),
+        ((0, 44, 2), "YUYV", "non-empty"),
+        ((30, 44, 2), "RGB", "1 or 3 channels, got 2"),
+        ((30, 44, 3), "HSV", "one of RGB, BGR, NV12, YUYV, got 'HSV'"),
+    ],
+)
+def test_frames_of_another_shape_are_refused(
+    shape: tuple[int, ...], colour: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        letterbox(np.zeros(shape, np.uint8), Fit(32, 64), colour=colour)
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    rule: Any = "BT.2020"
+    with pytest.raises(ValueError, match=r"BT.601 limited.*got 'BT.2020'"):
+        Letterboxer(Fit(32, 64), yuv=rule)
 
 
 def test_opencv_converts_within_one_grey_level() -> None:

@@ -43,6 +43,17 @@ def test_the_backend_sees_the_letterboxed_frame() -> None:
     assert np.array_equal(backend.images[-1], expected[None])
 
 
+def test_camera_frames_are_taken_as_they_are() -> None:
+    backend = Recorder()
+    segmenter = Segmenter(backend, yuv="BT.709 full")
+    frames = [_frame(120, 100)[:, :, :2].copy(), _frame(120, 100, 1)[:, :, :2].copy()]
+    found = segmenter.batch(frames, colour="YUYV")
+    assert [one.size for one in found] == [(120, 100), (120, 100)]
+    expected, _ = letterbox(frames[1], segmenter.metadata.imgsz, colour="YUYV", yuv="BT.709 full")
+    assert np.array_equal(backend.images[-1], expected[None])
+    assert segmenter(_frame(180, 100)[:, :, 0].copy(), colour="NV12").size == (120, 100)
+
+
 def test_the_answer_is_the_postprocessed_output() -> None:
     segmenter = Segmenter(Recorder(), conf=0.3)
     frame = _frame(120, 100)
