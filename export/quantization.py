@@ -318,7 +318,7 @@ GIVEN_BACK = 0.03
 """Share of the cost of all layers that may go back to fp32, where it buys the most accuracy."""
 
 TRIED = 24
-"""Layers that are put into int8 alone."""
+"""Layers of a large graph that are put into int8 alone, beside the last ones."""
 
 LEAST_GAIN = 0.01
 """A layer goes back only if this share of the squared error goes with it."""
@@ -399,7 +399,7 @@ def measure_costs(
         ranges: Of all their inputs.
         inputs: Few images: the graph runs once per layer and image.
         shifts: What biases take back, and how much each layer itself changes: the layers that
-            change most are measured. Without it, all are.
+            change most are measured, and the last ones. Without it, and in small graphs, all are.
     """
     types = tensor_types(model)
     outputs = {node.name: node.output[0] for node in model.graph.node}
@@ -426,9 +426,14 @@ def measure_costs(
         for layer, cost in zip(layers, costs, strict=True)
         if cost <= GIVEN_BACK * total  # none other can go back
     ]
-    if shifts is not None:
+    if shifts is not None and is_large:  # in a small graph each is tried soon enough
+        ends = {layer.weights for layer in last}
         open_layers.sort(key=lambda entry: -shifts[entry[0].weights].error)
-        del open_layers[TRIED:]
+        open_layers = [
+            entry
+            for place, entry in enumerate(open_layers)
+            if place < TRIED or entry[0].weights in ends
+        ]
     found = []
     for layer, cost in open_layers:
         error = error_of([layer])
