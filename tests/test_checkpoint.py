@@ -1,5 +1,6 @@
 """Model files: what comes back, and what is refused."""
 
+import copy
 import os
 import pickle
 import zipfile
@@ -134,9 +135,10 @@ def test_a_config_that_the_weights_do_not_fit_is_refused_before_it_is_built(
 def test_weights_that_are_not_finite_are_refused_by_name(
     student: Student, tmp_path: Path, value: float
 ) -> None:
+    broken = copy.deepcopy(student)  # the fixture serves the whole module
     with torch.no_grad():
-        next(student.parameters()).flatten()[1] = value
-    save_model(tmp_path / "last.pt", student, metadata={"step": 0})
+        next(broken.parameters()).flatten()[1] = value
+    save_model(tmp_path / "last.pt", broken, metadata={"step": 0})
     with pytest.raises(FileMismatchError, match=r"\.weight holds values that are not fin"):
         load_model(tmp_path / "last.pt")
 

@@ -610,7 +610,7 @@ static void take_bytes(void *context, uint32_t x, uint32_t columns, const uint32
 static void flip_marked(uint8_t *row, const uint8_t *bits, size_t stride) {
     for (size_t i = 0; i < stride; i += 8) {
         uint64_t marks = 0;
-        for (int byte = 0; byte < 8; byte++) {
+        for (size_t byte = 0; byte < 8; byte++) {
             marks |= (uint64_t)bits[i + byte] << 8 * byte;
         }
         for (; marks != 0; marks &= marks - 1) {
