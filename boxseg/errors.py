@@ -2,7 +2,7 @@
 
     BoxSegError                 1   the run failed
     ├── DataError               3   images, annotations or a data folder
-    ├── BackendMissingError     4   an engine or an optional package is not installed
+    ├── BackendMissingError     4   an engine, an optional package or a device is not there
     ├── UnsupportedOperatorError 5  a graph holds what an engine cannot run
     ├── ParityError             6   an exported file does not answer like the network
     ├── PrecisionError          7   the asked precision was not built
@@ -28,7 +28,7 @@ class DataError(BoxSegError):
 
 
 class BackendMissingError(BoxSegError):
-    """An engine or optional package is missing; the message holds the install command."""
+    """An engine, an optional package or a device is missing; the message says what to do."""
 
     exit_code = 4
 
