@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxseg.errors import BoxSegError, FileMismatchError, ParityError, UnverifiedError
+from boxseg.runtime.commands import NumbersCommand
 
 if TYPE_CHECKING:
     from boxseg.export.calibration import CalibrationSet
@@ -43,24 +44,6 @@ copied."""
 DYNAMIC_BATCH = (1, 1, 8)
 """Least, best and most images where `--dynamic batch` says no more."""
 PRECISIONS = {name: name for name in ("fp32", "fp16", "bf16", "int8")}
-
-
-class SizeCommand(click.Command):
-    """Takes `--imgsz N` and `--imgsz H W`: a second number belongs to the option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the two numbers before click counts words."""
-        joined: list[str] = []
-        words = list(args)
-        while words:
-            word = words.pop(0)
-            joined.append(word)
-            if word == "--imgsz" and words:
-                value = words.pop(0)
-                if words and value.isdigit() and words[0].isdigit():
-                    value = f"{value} {words.pop(0)}"
-                joined.append(value)
-        return super().parse_args(ctx, joined)
 
 
 class ImageSize(click.ParamType[tuple[int, int]]):
@@ -629,7 +612,7 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
     return next(iter(given.values()), "fp32")
 
 
-@click.command(cls=SizeCommand)
+@click.command(cls=NumbersCommand, numbers={"--imgsz": 2})
 @click.argument("source", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
 @click.option(
     "--format",

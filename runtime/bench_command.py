@@ -22,26 +22,6 @@ if TYPE_CHECKING:
 
 FRAMES = 64
 """Decoded frames that are kept in memory."""
-LISTS = ("--batch", "--objects")
-"""Options that take several numbers."""
-
-
-class NumberListCommand(click.Command):
-    """Takes `--batch 1 2 4` as well as `--batch 1,2,4`: what follows belongs to the option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the numbers before click counts words."""
-        joined: list[str] = []
-        words = list(args)
-        while words:
-            word = words.pop(0)
-            joined.append(word)
-            if word in LISTS and words:
-                value = words.pop(0)
-                while words and words[0].isdigit():
-                    value = f"{value},{words.pop(0)}"
-                joined.append(value)
-        return super().parse_args(ctx, joined)
 
 
 class NumberList(click.ParamType[tuple[int, ...]]):
@@ -230,7 +210,7 @@ def _score(
     return found
 
 
-@click.command(cls=NumberListCommand)
+@click.command(cls=commands.NumbersCommand, numbers={"--batch": None, "--objects": None})
 @click.argument("models", type=commands.FILE, nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--source",

@@ -157,6 +157,30 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         click.echo("\r" + " " * 60 + "\r", nl=False, err=True)
 
 
+class NumbersCommand(click.Command):
+    """Takes `--imgsz 320 640` as well as `--imgsz 320,640`: what follows belongs to the option."""
+
+    def __init__(self, *args: Any, numbers: Mapping[str, int | None], **words: Any) -> None:
+        """Take the options of several numbers, and how many each takes at most; None is any."""
+        super().__init__(*args, **words)
+        self.numbers = numbers
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the numbers by commas before click counts words."""
+        joined: list[str] = []
+        words = list(args)
+        while words:
+            word = words.pop(0)
+            joined.append(word)
+            if word in self.numbers and words:
+                found = [words.pop(0)]
+                most = self.numbers[word] or len(args)
+                while words and len(found) < most and found[0].isdigit() and words[0].isdigit():
+                    found.append(words.pop(0))
+                joined.append(",".join(found))
+        return super().parse_args(ctx, joined)
+
+
 def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that every command with a model has."""
     for option in (

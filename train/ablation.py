@@ -180,7 +180,7 @@ ROWS: tuple[Row, ...] = (
     Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
     Row("edges_head", "+ depth head, no consistency", (*_EDGES, _HEAD), "depth_edges"),
     Row("depth_boxseg", "BoxSeg + depth, the product's recipe", _PRODUCT, "pc"),
-    Row("union", "+ depth head, no consistency", (*_PRODUCT, _HEAD), "depth_boxseg"),
+    Row("union", "the same with a depth head", (*_PRODUCT, _HEAD), "depth_boxseg"),
     Row(
         "sim",
         "SIM",
