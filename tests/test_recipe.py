@@ -165,6 +165,13 @@ def test_our_own_recipe_is_boxseg_with_depth_in_the_pairs_and_the_ranking() -> N
         assert (ours.teacher, ours.copy_paste) == (boxseg.teacher, boxseg.copy_paste)
 
 
+def test_the_edge_recipe_is_boxinst_on_a_slim_network_with_half_as_many_steps_again() -> None:
+    found = changes("boxinst_mobilenetv2", "boxinst_edge")
+    assert [line for line in found if not line.startswith("model.")] == [
+        "schedule.max_iters: 800 -> 1200"
+    ]
+
+
 @pytest.mark.parametrize("name", known_recipes())
 def test_the_head_comment_says_command_hardware_time_and_ap(name: str) -> None:
     text = find_recipe(name).read_text(encoding="utf-8")
