@@ -100,7 +100,7 @@ class OnnxDepth:
         if not path.is_file():
             raise FileMismatchError(f"--predictor: {path} is no file")
         self._path = path
-        self._input_range = input_range
+        self._input_range: InputRange = input_range
         self._short_side = short_side
         self._divisor = divisor
         self._session = _open_session(path, device)
@@ -165,7 +165,7 @@ class OnnxDepth:
         if found.ndim != 3 or len(found) != 1:
             raise FileMismatchError(
                 f"{self._path}: a depth network answers (n, 1, h, w) or (n, h, w), "
-                f"this one {tuple(np.shape(outputs[0]))}"
+                f"this one {np.asarray(outputs[0]).shape}"
             )
         answer: NDArray[np.float32] = found[0].astype(np.float32)
         return answer
@@ -225,7 +225,7 @@ class TransformersDepth:
             FileMismatchError: if there is no such network.
         """
         try:
-            from transformers import pipeline
+            from transformers import pipeline  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise BackendMissingError(
                 f"--predictor {TRANSFORMERS}{name}: transformers is not installed; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,19 @@ class PseudoMaskMaker(Protocol):
 
     def __call__(self, teacher: TeacherPredictions) -> PseudoMasks:
         """Return a mask and its quality for every object of the teacher's batch."""
+        ...
+
+
+@runtime_checkable
+class RemembersSteps(PseudoMaskMaker, Protocol):
+    """A method whose masks depend on earlier batches: SIM's prototypes."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what it has learned."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state_dict` returned."""
         ...
 
 

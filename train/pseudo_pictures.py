@@ -45,8 +45,8 @@ def draw_lesson(lesson: Lesson, classes: Sequence[str], path: Path, *, images: i
     rows = []
     for image in range(min(images, len(clean.sizes))):
         found, overlap = _best_candidates(lesson.answer, image)
-        names = [classes[label] for label in clean.labels[image].tolist()]
-        pasted_names = [classes[label] for label in lesson.batch.labels[image].tolist()]
+        names = [classes[int(label)] for label in clean.labels[image]]
+        pasted_names = [classes[int(label)] for label in lesson.batch.labels[image]]
         size = tuple(clean.sizes[image].tolist())
         rows.append(
             [

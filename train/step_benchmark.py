@@ -117,7 +117,7 @@ def build_peer(peer: str, engine: Engine, size: tuple[int, int]) -> nn.Module:
 
     classes = len(engine.images.classes)
     model = engine.recipe.model
-    sizes = {"min_size": min(size), "max_size": max(size)}
+    sizes: dict[str, Any] = {"min_size": min(size), "max_size": max(size)}
     network: nn.Module
     if peer == "fcos-resnet50":
         network = fcos_resnet50_fpn(

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from boxseg.student import Student
 from boxseg.train.memory_bank import MemoryBank
-from boxseg.train.pseudo_masks import PseudoMaskMaker, PseudoMasks
+from boxseg.train.pseudo_masks import PseudoMaskMaker, PseudoMasks, RemembersSteps
 from boxseg.train.recipe import ViewRecipe
 from boxseg.train.teacher import Teacher, TeacherPredictions
 from boxseg.train.transforms import Batch
@@ -155,9 +155,7 @@ class Supervision:
     def own_state(self) -> dict[str, Any]:
         """Return what each process has for itself: prototypes and bank."""
         state: dict[str, Any] = {}
-        if self._maker is not None and hasattr(
-            self._maker, "state_dict"
-        ):  # a method that remembers something
+        if isinstance(self._maker, RemembersSteps):
             state["pseudo_masks"] = self._maker.state_dict()
         if self._bank is not None:
             state["bank"] = self._bank.state_dict()
@@ -171,7 +169,7 @@ class Supervision:
         """
         if self.teacher is not None:
             self.teacher.load_state_dict(shared["teacher"])
-        if self._maker is not None and hasattr(self._maker, "load_state_dict"):
+        if isinstance(self._maker, RemembersSteps):
             self._maker.load_state_dict(own["pseudo_masks"])
         if self._bank is not None:
             self._bank.load_state_dict(own["bank"])
