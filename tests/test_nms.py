@@ -71,6 +71,17 @@ def test_an_iou_equal_to_the_threshold_is_kept() -> None:
     assert _nms(boxes, scores, iou=math.nextafter(0.5, 0)) == [0]
 
 
+@pytest.mark.parametrize(("iou", "step"), [(0.5, 1), (0.49, 2)])
+def test_boxes_at_the_threshold_are_told_apart_by_division(iou: float, step: int) -> None:
+    # widths 1, 2, 4, ... and one height: neighbours have IoU 1/2, the others 1/4 or less
+    widths = 2.0 ** np.arange(20)
+    boxes = np.stack([0 * widths, 0 * widths, widths, 0 * widths + 1], axis=1)
+    three = np.concatenate([boxes, boxes, boxes])
+    classes = np.repeat([0, 7, 79], 20)
+    kept = _nms(three, np.linspace(1, 0.1, 60), classes, iou=iou)
+    assert kept == [20 * i + j for i in range(3) for j in range(0, 20, step)]
+
+
 def test_a_float_iou_is_compared_with_the_double_threshold() -> None:
     # intersection 6, union 10: float32(.6) = .60000002 is above the double .6
     boxes = np.array([[0, 0, 10, 1], [0, 0, 6, 1]], np.float32)
@@ -205,6 +216,23 @@ def test_several_large_classes_do_not_mix() -> None:
     boxes += np.tile(rng.integers(0, 20, (6000, 1)) * np.float32(40), (1, 4))
     classes = rng.integers(0, 4, 6000)
     assert _nms(boxes, scores, classes, iou=0.7) == _per_class(boxes, scores, classes, 0.7)
+
+
+def test_small_and_large_classes_are_kept_in_one_order() -> None:
+    rng = np.random.default_rng(11)
+    boxes, scores, _ = _crowd(rng, 1500)
+    boxes[::50, 2] = np.nan
+    classes = np.where(rng.random(1500) < 0.6, 5, rng.integers(0, 80, 1500))
+    assert np.count_nonzero(classes == 5) > 800  # most other classes have fewer than 16
+    kept = _nms(boxes, scores, classes)
+    alone = [
+        members[_nms(boxes[members], scores[members])]
+        for members in (np.flatnonzero(classes == i) for i in range(80))
+    ]
+    index = np.sort(np.concatenate(alone))
+    assert kept == index[np.argsort(-scores[index], kind="stable")].tolist()
+    for max_keep in (1, 376, len(kept) - 1):
+        assert _nms(boxes, scores, classes, max_keep=max_keep) == kept[:max_keep]
 
 
 def test_a_limit_gives_the_start_of_the_whole_list() -> None:

@@ -15,6 +15,7 @@
 #define MAX_CELLS 61  /* along an axis: more than a threshold of 0.05 asks for */
 #define BATCH 32      /* buckets that are asked together */
 #define AHEAD 16      /* visits between the request for a box and its use */
+#define FEW 512       /* boxes of a class, up to which all are tested against all kept ones */
 
 /* Kept boxes, one array per quantity. The class of an unused lane is NONE. */
 typedef struct {
@@ -48,8 +49,9 @@ struct bxs_kept {
     uint32_t chunk_count;
     float threshold;      /* the largest float that is <= the double threshold */
     float next_threshold; /* the float after it */
-    float least_ratio;    /* of two sides; lowered, as the distances below are enlarged, by more
-                             than the rounding of sides, centres and IoU can be */
+    /* Of two sides; widened, as the distances below are, by more than the rounding of sides,
+     * centres and IoU can be. */
+    float least_ratio, most_ratio;
     float reach;          /* distance of centres per side of one box */
     double reach_of_sum;  /* the same per sum of both sides */
     uint32_t *buckets;
@@ -111,6 +113,7 @@ bxs_kept *bxs_kept_open(void *memory, size_t capacity, uint32_t class_count, dou
     kept->threshold = rounded_down(iou_threshold);
     kept->next_threshold = nextafterf(kept->threshold, 2.0f);
     kept->least_ratio = (float)t;
+    kept->most_ratio = t < 1e-6 ? INFINITY : (float)(1.0 / t);
     kept->reach = t < 1e-6 ? INFINITY : (float)((1.0 - t) / (2.0 * t) * (1.0 + 1e-5));
     kept->reach_of_sum = (1.0 - t) / (2.0 + 2.0 * t) * (1.0 + 1e-5);
     kept->bucket_bits = t < 0.05 ? 0 : bits; /* below, too many cells are near */
@@ -128,10 +131,14 @@ static inline const float *box_of(const bxs_pairs *pairs, uint32_t index) {
     return pairs->boxes + 4 * (size_t)(pairs->classes != NULL ? index : index / pairs->columns);
 }
 
+static inline uint32_t class_of(const bxs_pairs *pairs, uint32_t index) {
+    return pairs->classes != NULL ? pairs->classes[index] : index % pairs->columns;
+}
+
 /* Reads a box; 0 if it is not valid. */
 static inline int meet(const bxs_pairs *pairs, uint32_t index, visitor *v) {
     const float *box = box_of(pairs, index);
-    v->class_index = pairs->classes != NULL ? pairs->classes[index] : index % pairs->columns;
+    v->class_index = class_of(pairs, index);
     memcpy(v->box, box, sizeof v->box);
     v->width = box[2] - box[0];
     v->height = box[3] - box[1];
@@ -146,15 +153,16 @@ static inline int meet(const bxs_pairs *pairs, uint32_t index, visitor *v) {
     return 1;
 }
 
-static float iou(const chunk *c, uint32_t lane, const visitor *v) {
-    const float left = c->x1[lane] > v->box[0] ? c->x1[lane] : v->box[0];
-    const float top = c->y1[lane] > v->box[1] ? c->y1[lane] : v->box[1];
-    const float right = c->x2[lane] < v->box[2] ? c->x2[lane] : v->box[2];
-    const float bottom = c->y2[lane] < v->box[3] ? c->y2[lane] : v->box[3];
+/* `areas` is the sum of both. */
+static float iou(const float a[4], const float b[4], float areas) {
+    const float left = a[0] > b[0] ? a[0] : b[0];
+    const float top = a[1] > b[1] ? a[1] : b[1];
+    const float right = a[2] < b[2] ? a[2] : b[2];
+    const float bottom = a[3] < b[3] ? a[3] : b[3];
     const float width = right > left ? right - left : 0.0f;
     const float height = bottom > top ? bottom - top : 0.0f;
     const float inter = width * height;
-    return inter / (c->area[lane] + v->area - inter);
+    return inter / (areas - inter);
 }
 
 static uint32_t new_chunk(bxs_kept *kept, uint32_t next) {
@@ -184,12 +192,14 @@ static inline double power_of_two(int exponent) {
     return power;
 }
 
-/* Cell that a coordinate lies in. A box's coordinate is less than 2^25 of its sides, and only cells
- * of about its side are asked for: the result fits. */
+/* Cell that a coordinate lies in: its position in units of cells, rounded, because adding 1.5 * 2^52
+ * leaves a whole number in the low bits. A box's coordinate is less than 2^25 of its sides, and only
+ * cells of about its side are asked for: 32 bits are enough. */
 static inline int32_t cell_of(double coordinate, uint32_t power) {
-    const double position = coordinate * power_of_two(125 - 2 * (int)power);
-    const int32_t cell = (int32_t)position;
-    return position < (double)cell ? cell - 1 : cell;
+    const double position = coordinate * power_of_two(125 - 2 * (int)power) + 6755399441055744.0;
+    uint64_t bits;
+    memcpy(&bits, &position, sizeof bits);
+    return (int32_t)(uint32_t)bits;
 }
 
 /* The share of a column of cells, of a row and of a class in the number of a bucket. */
@@ -214,7 +224,7 @@ static inline uint32_t *bucket_of(const bxs_kept *kept, uint32_t shares) {
 static inline size_t find_cells(const bxs_kept *kept, float low, float high, float side,
                                 uint32_t (*share)(int32_t, uint32_t), uint32_t *shares) {
     const uint32_t first = power_of(side * kept->least_ratio);
-    const uint32_t last = power_of(side / kept->least_ratio);
+    const uint32_t last = power_of(side * kept->most_ratio);
     const double centre = 0.5 * ((double)low + (double)high);
     const double reach = (double)(kept->reach * side);
     size_t n = 0;
@@ -305,12 +315,110 @@ static inline void append(bxs_kept *kept, const visitor *v) {
     }
 }
 
+/* ---------------------------------------------------------------- one class after the other */
+
+/* The boxes of a class, best first; CHUNK more of each array may be read and written. */
+typedef struct {
+    float *boxes; /* rows of 4 */
+    float *areas;
+    const uint32_t *ranks; /* among the boxes of all classes */
+    size_t n;
+} members;
+
+static int beats(const bxs_kept *kept, const members *all, size_t a, size_t b) {
+    const float areas = all->areas[a] + all->areas[b];
+    return iou(all->boxes + 4 * a, all->boxes + 4 * b, areas) > kept->threshold;
+}
+
+/* Finds by division which of the boxes from `first` on stay, as bits; `valid` has a bit for each
+ * that may, and the kept ones are in front. */
+static BXS_NOINLINE uint32_t keep_in_doubt(const bxs_kept *kept, const members *all, size_t count,
+                                           size_t first, uint32_t valid) {
+    uint32_t left = 0;
+    for (uint32_t lane = 0; valid >> lane != 0; lane++) {
+        int stays = (int)(valid >> lane & 1);
+        for (size_t i = 0; stays && i < count; i++) {
+            stays = !beats(kept, all, i, first + lane);
+        }
+        for (uint32_t i = 0; stays && i < lane; i++) {
+            stays = !(left >> i & 1 && beats(kept, all, first + i, first + lane));
+        }
+        left |= (uint32_t)stays << lane;
+    }
+    return left;
+}
+
 #define BXS_KERNEL "nms_kernel.h"
 #include "simd_levels.h"
 
 size_t bxs_kept_visit(bxs_kept *kept, const bxs_pairs *pairs, uint64_t *keys, size_t n,
                       size_t room) {
     return BXS_AT_LEVEL(kept->level, visit)(kept, pairs, keys, n, room);
+}
+
+static size_t by_class_size(size_t n, uint32_t class_count) {
+    const size_t room = n + CHUNK;
+    return bxs_piece(4 * room * sizeof(float)) + bxs_piece(room * sizeof(float)) +
+           bxs_piece(n * sizeof(uint32_t)) +
+           bxs_piece((class_count + (size_t)1) * sizeof(uint32_t)) + bxs_piece(n);
+}
+
+/* Writes the boxes of sorted keys and their ranks class by class, and where each class ends. */
+static BXS_NOINLINE void part_classes(const bxs_pairs *pairs, const uint64_t *keys, size_t n,
+                                      uint32_t class_count, float *boxes, uint32_t *ranks,
+                                      uint32_t *ends) {
+    memset(ends, 0, (class_count + (size_t)1) * sizeof *ends);
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t index = bxs_key_index(keys[i]);
+        BXS_PREFETCH(box_of(pairs, index));
+        ends[class_of(pairs, index) + 1]++;
+    }
+    for (uint32_t i = 1; i < class_count; i++) {
+        ends[i] += ends[i - 1]; /* the end of the class before is where this one begins */
+    }
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t index = bxs_key_index(keys[i]);
+        const uint32_t at = ends[class_of(pairs, index)]++;
+        memcpy(boxes + 4 * (size_t)at, box_of(pairs, index), 4 * sizeof(float));
+        ranks[at] = (uint32_t)i;
+    }
+}
+
+/* Visits sorted keys class by class; writes the indices of the best `room` that are kept, in the
+ * order of the keys, and returns how many there are. */
+static size_t keep_by_class(bxs_kept *kept, const bxs_pairs *pairs, const uint64_t *keys, size_t n,
+                            uint64_t *spare, uint32_t class_count, size_t room, bxs_arena arena,
+                            uint32_t *keep) {
+    float *boxes = (float *)bxs_arena_take(&arena, 4 * (n + CHUNK) * sizeof(float));
+    float *areas = (float *)bxs_arena_take(&arena, (n + CHUNK) * sizeof(float));
+    uint32_t *ranks = (uint32_t *)bxs_arena_take(&arena, n * sizeof(uint32_t));
+    uint32_t *ends =
+        (uint32_t *)bxs_arena_take(&arena, (class_count + (size_t)1) * sizeof(uint32_t));
+    uint8_t *is_kept = (uint8_t *)bxs_arena_take(&arena, n);
+    memset(is_kept, 0, n);
+    part_classes(pairs, keys, n, class_count, boxes, ranks, ends);
+    for (uint32_t i = 0, at = 0; i < class_count; at = ends[i++]) {
+        const members all = {boxes + 4 * (size_t)at, areas + at, ranks + at, ends[i] - at};
+        if (all.n <= FEW) {
+            BXS_AT_LEVEL(kept->level, keep_of_class)(kept, &all, room, is_kept);
+            continue;
+        }
+        for (size_t j = 0; j < all.n; j++) {
+            spare[j] = keys[all.ranks[j]];
+        }
+        const size_t count = bxs_kept_visit(kept, pairs, spare, all.n, room);
+        for (size_t j = 0, k = 0; k < count; j++) {
+            const int stays = keys[all.ranks[j]] == spare[k];
+            is_kept[all.ranks[j]] = (uint8_t)stays;
+            k += (size_t)stays;
+        }
+    }
+    size_t count = 0;
+    for (size_t i = 0; i < n && count < room; i++) {
+        keep[count] = bxs_key_index(keys[i]);
+        count += is_kept[i];
+    }
+    return count;
 }
 
 /* ---------------------------------------------------------------- bxs_nms */
@@ -321,7 +429,7 @@ size_t bxs_nms_scratch_size(size_t n, uint32_t class_count) {
         class_count > BXS_MAX_CLASSES) {
         return 0;
     }
-    return bxs_scratch_total(2 * bxs_piece(n * sizeof(uint64_t)) +
+    return bxs_scratch_total(2 * bxs_piece(n * sizeof(uint64_t)) + by_class_size(n, class_count) +
                              bxs_scratch_total(bxs_kept_size(n, class_count)));
 }
 
@@ -402,8 +510,16 @@ bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *clas
         return BXS_ERROR_VALUE;
     }
     uint32_t foreign = 0;
-    for (size_t i = 0; classes != NULL && i < n; i++) {
-        foreign |= classes[i] >= class_count;
+    if (classes != NULL) {
+        size_t i = 0;
+        for (; i + 64 <= n; i += 64) { /* with vectors */
+            for (size_t j = 0; j < 64; j++) {
+                foreign |= classes[i + j] >= class_count;
+            }
+        }
+        for (; i < n; i++) {
+            foreign |= classes[i] >= class_count;
+        }
     }
     if (foreign) {
         return BXS_ERROR_VALUE;
@@ -412,11 +528,18 @@ bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *clas
     bxs_arena arena = bxs_arena_open(scratch);
     uint64_t *keys = (uint64_t *)bxs_arena_take(&arena, n * sizeof(uint64_t));
     uint64_t *spare = (uint64_t *)bxs_arena_take(&arena, n * sizeof(uint64_t));
-    bxs_kept *kept = bxs_kept_open(arena.next, n, class_count, iou_threshold, level);
+    void *memory = bxs_arena_take(&arena, bxs_scratch_total(bxs_kept_size(n, class_count)));
+    bxs_kept *kept = bxs_kept_open(memory, n, class_count, iou_threshold, level);
     blocks left = plan_blocks(scores, n, score_threshold, max_keep, level);
     while (*n_keep < max_keep && next_block(&left)) {
         size_t count = BXS_AT_LEVEL(level, collect)(scores, n, left.low, left.high, keys);
         bxs_sort_keys(keys, spare, count);
+        /* where this block is the only one and most of it is needed */
+        if (left.n_samples == 0 && max_keep >= count / 4 && (class_count > 1 || count <= FEW)) {
+            *n_keep = keep_by_class(kept, &pairs, keys, count, spare, class_count, max_keep, arena,
+                                    keep);
+            break;
+        }
         count = bxs_kept_visit(kept, &pairs, keys, count, max_keep - *n_keep);
         for (size_t i = 0; i < count; i++) {
             keep[(*n_keep)++] = bxs_key_index(keys[i]);

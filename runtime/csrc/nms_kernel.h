@@ -38,6 +38,11 @@ static size_t BXS_NAMED(visit)(bxs_kept *kept, const bxs_pairs *pairs, uint64_t 
     return visit_avx2(kept, pairs, keys, n, room);
 }
 
+static void BXS_NAMED(keep_of_class)(const bxs_kept *kept, const members *all, size_t room,
+                                     uint8_t *is_kept) {
+    keep_of_class_avx2(kept, all, room, is_kept);
+}
+
 #else
 
 /* Whether a box's IoU with any box of its class in a chunk is above the threshold t.
@@ -75,7 +80,9 @@ static inline int BXS_NAMED(suppresses)(const bxs_kept *kept, const chunk *c, co
         return 1;
     }
     for (; doubt != 0; doubt &= doubt - 1) {
-        if (iou(c, bxs_trailing_zeros(doubt), v) > kept->threshold) {
+        const uint32_t lane = bxs_trailing_zeros(doubt);
+        const float box[4] = {c->x1[lane], c->y1[lane], c->x2[lane], c->y2[lane]};
+        if (iou(box, v->box, c->area[lane] + v->area) > kept->threshold) {
             return 1;
         }
     }
@@ -156,5 +163,63 @@ static size_t BXS_NAMED(visit)(bxs_kept *kept, const bxs_pairs *pairs, uint64_t 
     }
     return count;
 }
+
+/* Compares a box with BXS_LANES others; see `suppresses`. */
+#define COMPARE_WITH(box, box_area)                                                                \
+    const F32 width = F32_MAX(F32_MIN(x2, (box)[2] - zero) - F32_MAX(x1, (box)[0] - zero), zero);  \
+    const F32 height = F32_MAX(F32_MIN(y2, (box)[3] - zero) - F32_MAX(y1, (box)[1] - zero), zero); \
+    const F32 inter = width * height;                                                              \
+    const F32 either = area + (box_area) - inter;                                                  \
+    const I32 is_above = inter > kept->next_threshold * either;                                    \
+    const I32 is_near = inter >= kept->threshold * either
+
+/* Visits all boxes of a class, BXS_LANES at once: first all of them against each kept one, then one
+ * another. So nearly no branch depends on the boxes. */
+static void BXS_NAMED(keep_of_class)(const bxs_kept *kept, const members *all, size_t room,
+                                     uint8_t *is_kept) {
+    const F32 zero = {0};
+    size_t count = 0;
+    for (size_t first = 0; first < all->n && count < room; first += BXS_LANES) {
+        const size_t rest = all->n - first;
+        const uint32_t lanes = (uint32_t)(rest < BXS_LANES ? rest : BXS_LANES);
+        float *boxes = all->boxes + 4 * first, *areas = all->areas + first;
+        F32 columns[4];
+        F32_COLUMNS(boxes, columns);
+        const F32 x1 = columns[0], y1 = columns[1], x2 = columns[2], y2 = columns[3];
+        const F32 area = (x2 - x1) * (y2 - y1);
+        memcpy(areas, &area, sizeof area);
+        I32 above = {0}, near = {0};
+        for (size_t i = 0; i < count; i++) {
+            COMPARE_WITH(all->boxes + 4 * i, all->areas[i]);
+            above |= is_above;
+            near |= is_near;
+        }
+        const F32 most = zero + BXS_FLOAT_MAX;
+        const uint32_t valid = BITS((x1 >= -most) & (x2 <= most) & (x1 < x2) & (y1 >= -most) &
+                                    (y2 <= most) & (y1 < y2)) &
+                               ((1u << lanes) - 1);
+        uint32_t left = valid & ~BITS(above);
+        uint32_t doubt = left & BITS(near);
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            COMPARE_WITH(boxes + 4 * lane, areas[lane]);
+            const uint32_t later = valid & (~1u << lane);
+            const uint32_t beaten = BITS(is_above) & later;
+            doubt |= BITS(is_near) & later & ~beaten;
+            left &= ~(beaten & (0u - (left >> lane & 1)));
+        }
+        if (doubt != 0) {
+            left = keep_in_doubt(kept, all, count, first, valid);
+        }
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            const uint32_t stays = left >> lane & 1;
+            memcpy(all->boxes + 4 * count, boxes + 4 * lane, 4 * sizeof(float));
+            all->areas[count] = areas[lane];
+            is_kept[all->ranks[first + lane]] = (uint8_t)stays;
+            count += stays;
+        }
+    }
+}
+
+#undef COMPARE_WITH
 
 #endif

@@ -1,9 +1,8 @@
-/* Radix sort on the bits of the score in which keys differ most, then insertion for the rest; where
+/* Radix sort by two digits of the score, the highest in which keys differ, then insertion for the rest; where
  * that takes long because scores cluster, radix sort on all bits. Linear for every input. */
 #include "order.h"
 
 #define MAX_BITS 11 /* of a digit */
-#define FEW 2048    /* keys for which one digit leaves little to insertion */
 #define MOVES 4     /* per key, before insertion is given up */
 
 /* Sorts in place, or returns 0 after too many moves. */
@@ -11,6 +10,9 @@ static int insertion_sort(uint64_t *keys, size_t n) {
     size_t moves = MOVES * n;
     for (size_t i = 1; i < n; i++) {
         const uint64_t key = keys[i];
+        if (keys[i - 1] > key) {
+            continue;
+        }
         size_t j = i;
         for (; j > 0 && keys[j - 1] < key; j--) {
             keys[j] = keys[j - 1];
@@ -33,10 +35,14 @@ static inline size_t digit_of(uint64_t key, uint64_t highest, unsigned int shift
 static void scatter(const uint64_t *from, uint64_t *to, size_t n, uint32_t *counts, size_t digits,
                     uint64_t highest, unsigned int shift) {
     uint32_t total = 0;
-    for (size_t digit = 0; digit < digits; digit++) {
-        const uint32_t count = counts[digit];
+    for (size_t digit = 0; digit < digits; digit += 4) { /* four sums that need not wait */
+        const uint32_t one = counts[digit], two = one + counts[digit + 1];
+        const uint32_t three = two + counts[digit + 2], four = three + counts[digit + 3];
         counts[digit] = total;
-        total += count;
+        counts[digit + 1] = total + one;
+        counts[digit + 2] = total + two;
+        counts[digit + 3] = total + three;
+        total += four;
     }
     for (size_t i = 0; i < n; i++) {
         to[counts[digit_of(from[i], highest, shift, digits)]++] = from[i];
@@ -77,26 +83,9 @@ void bxs_sort_keys(uint64_t *keys, uint64_t *spare, size_t n) {
     const uint64_t highest = (uint64_t)high << 32 | UINT32_MAX;
     const uint64_t range = highest - ((uint64_t)low << 32);
     uint32_t fine[1 << MAX_BITS], coarse[1 << MAX_BITS];
-    unsigned int bits = MAX_BITS, shift = 32;
-    if (n < FEW) {
-        while (bits > 1 && n << 2 < (size_t)1 << bits) {
-            bits--;
-        }
-        while (range >> shift >> bits != 0) {
-            shift++;
-        }
-        const size_t digits = (size_t)1 << bits;
-        memset(coarse, 0, digits * sizeof *coarse);
-        for (size_t i = 0; i < n; i++) {
-            coarse[digit_of(keys[i], highest, shift, digits)]++;
-        }
-        scatter(keys, spare, n, coarse, digits, highest, shift);
-        if (insertion_sort(spare, n)) {
-            memcpy(keys, spare, n * sizeof *keys);
-        } else {
-            radix_sort(keys, spare, n);
-        }
-        return;
+    unsigned int bits = 4, shift = 32;
+    while (bits < MAX_BITS && n >> bits > 4) {
+        bits++;
     }
     while (range >> shift >> 2 * bits != 0) {
         shift++;

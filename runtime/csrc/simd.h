@@ -73,16 +73,23 @@ static inline void bxs_transpose_4(const float *from, size_t width, float *to, s
 }
 
 /* What has no operator; a kernel calls it F32_MIN, F32_MAX, BITS,
- * F32_AT and U8_PUT.
+ * F32_AT, F32_COLUMNS and U8_PUT.
  *   min   a < b ? a : b in each lane
  *   max   a > b ? a : b in each lane
  *   bits  the sign bits of all lanes, the first lane lowest
  *   at    from[i] in each lane
+ *   columns  columns of as many rows of 4 numbers as there are lanes
  *   put   stores bytes at an aligned place, around the caches where it can; bxs_put_end() behind
  *         them makes them visible to other threads */
 static inline bxs_f32_16 bxs_at_16(const float *from, bxs_i32_16 i) {
     const bxs_f32_16 found = {from[i[0]], from[i[1]], from[i[2]], from[i[3]]};
     return found;
+}
+
+static inline void bxs_columns_16(const float *rows, bxs_f32_16 columns[4]) {
+    float numbers[16];
+    bxs_transpose_4(rows, 4, numbers, 4);
+    memcpy(columns, numbers, sizeof numbers);
 }
 
 #if BXS_X86
@@ -131,6 +138,15 @@ BXS_WITH("avx2") uint32_t bxs_bits_32(bxs_i32_32 a) {
 
 BXS_WITH("avx2") bxs_f32_32 bxs_at_32(const float *from, bxs_i32_32 i) {
     return (bxs_f32_32)_mm256_i32gather_ps(from, (__m256i)i, 4);
+}
+
+BXS_WITH("avx2") void bxs_columns_32(const float *rows, bxs_f32_32 columns[4]) {
+    bxs_f32_16 low[4], high[4];
+    bxs_columns_16(rows, low);
+    bxs_columns_16(rows + 16, high);
+    for (int i = 0; i < 4; i++) {
+        columns[i] = (bxs_f32_32)_mm256_set_m128((__m128)high[i], (__m128)low[i]);
+    }
 }
 
 BXS_WITH("avx512f") bxs_f32_64 bxs_min_64(bxs_f32_64 a, bxs_f32_64 b) {

@@ -12,4 +12,5 @@
 #undef F32_MAX
 #undef BITS
 #undef F32_AT
+#undef F32_COLUMNS
 #undef U8_PUT

@@ -15,6 +15,7 @@
 #define F32_MAX bxs_max_16
 #define BITS bxs_bits_16
 #define F32_AT bxs_at_16
+#define F32_COLUMNS bxs_columns_16
 #define U8_PUT bxs_put_16
 #include BXS_KERNEL
 #include "simd_clear.h"
@@ -35,6 +36,7 @@ BXS_TARGET_AVX2_BEGIN
 #define F32_MAX bxs_max_32
 #define BITS bxs_bits_32
 #define F32_AT bxs_at_32
+#define F32_COLUMNS bxs_columns_32
 #define U8_PUT bxs_put_32
 #include BXS_KERNEL
 #include "simd_clear.h"
