@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -217,6 +218,16 @@ def test_int8_is_signed_for_all_engines_and_executed_where_there_are_units(
     zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     assert {types[name] for name in zeros} == {onnx.TensorProto.INT8}
     assert backends.open_backend(run_folder / "best_int8.onnx").metadata.precision == "int8"
+    # a file with one wrong scale, in the layer that makes parameters, is another network
+    broken = tmp_path / "broken.onnx"
+    words = ["verify", str(broken), "--against", str(run_folder)]
+    onnx.save(model, broken)
+    assert cli.run(words) == 0
+    scale = next(t for t in model.graph.initializer if t.name.endswith("controller.weight_scale"))
+    scale.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(scale), scale.name))
+    onnx.save(model, broken)
+    assert cli.run(words) == 6
+    assert "first divergent tensor parameters" in capsys.readouterr().err
 
 
 def test_int8_needs_training_images_of_a_data_folder(

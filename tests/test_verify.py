@@ -8,18 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deployed import describe
 from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.errors import DataError, ParityError
 from boxseg.export.verify import (
+    GATES,
     ParityReport,
+    Seen,
+    candidate_places,
     compare_tensors,
     drawn_samples,
     real_samples,
     release,
 )
 from boxseg.runtime.agreement import DetectionDifference, box_iou, match_detections
+from boxseg.runtime.metadata import Metadata
 
 SHAPES = {
     "class_logits": (1, 5, 2),
@@ -131,6 +136,159 @@ def test_rounding_may_choose_the_last_pair_but_no_other() -> None:
     assert failing(truth, pairs((0.9, 0, 4, 5), (0.3, 1, 20, 9))) == ["scores"]
     # the best pair got another label
     assert failing(truth, pairs((0.9, 1, 4, 5), (0.5, 0, 12, 6))) == ["scores"]
+
+
+# ------------------------------------------------------------------------- what a user can see
+
+# 32 x 32 pixels: locations at x, y = 8, 8; 24, 8; 8, 24; 24, 24 and 16, 16; 4 x 4 cells
+STATED = Metadata.from_dict(
+    describe(scores__candidate_score=0.25, strides=[16, 32], head__coordinate_scales=[64, 128])
+)
+WHOLE = Seen(STATED, {"one": np.array([[32, 32]])})
+LEFT = Seen(STATED, {"one": np.array([[32, 16]])})
+
+
+def test_a_place_counts_where_its_best_class_passes_with_the_quality() -> None:
+    nan = float("nan")
+    # a logit of 0 is 1/2, of -log 3 = -1.0986 is 1/4
+    logits = [[0.0, -9.0], [-9.0, 0.0], [-1.0986, -9.0], [0.0, 0.0], [nan, -9.0], [800.0, 0.0]]
+    quality = [0.0, -1.0986, -1.0986, -9.0, 0.0, -800.0]
+    outputs = {
+        "class_logits": np.array([logits], np.float32),
+        "quality_logits": np.array([quality], np.float32),
+    }
+    # sqrt(1/4) = .5, sqrt(1/8) = .354, sqrt(1/16) = .25 (not above it), sqrt(.5 * .0001) = .008,
+    # no number, sqrt(1 * 0) = 0
+    found = candidate_places(outputs, Metadata.from_dict(describe(scores__candidate_score=0.251)))
+    assert found.tolist() == [[True, True, False, False, True, False]]
+    without_quality = describe(scores__candidate_score=0.251, scores__score0="cls")
+    found = candidate_places(outputs, Metadata.from_dict(without_quality))
+    # 1/2, 1/2, 1/4, 1/2, no number, 1
+    assert found.tolist() == [[True, True, False, True, True, True]]
+    none = {"class_logits": np.zeros((1, 0, 2)), "quality_logits": np.zeros((1, 0))}
+    assert candidate_places(none, STATED).shape == (1, 0)
+    scores = {"scores": np.array([[0.9, 0.25, 0.251]], np.float32)}
+    assert candidate_places(scores, STATED).tolist() == [[True, False, True]]
+
+
+def scored(*places: int) -> Fixed:
+    """A backend that finds a class at some of the five locations and nothing elsewhere."""
+    backend = Fixed(
+        class_logits=np.full((1, 5, 2), -9, np.float32), quality_logits=np.zeros((1, 5), np.float32)
+    )
+    backend.outputs["class_logits"][0, list(places), 1] = 0.0  # sqrt(1/2 * 1/2) = 1/2
+    return backend
+
+
+def wrong(backend: Fixed, name: str, index: tuple[int, ...], by: float) -> Fixed:
+    backend.outputs[name][index] += np.float32(by)
+    return backend
+
+
+INT8 = GATES["int8"].tensors
+
+
+def failing_int8(first: Fixed, second: Fixed, seen: Seen = WHOLE) -> list[str]:
+    parts = compare_tensors(first, second, BLANK, INT8, seen)
+    return [part.name for part in parts if not part.passed]
+
+
+def test_a_box_that_nobody_can_see_may_be_anywhere_in_int8_and_no_other() -> None:
+    assert failing_int8(scored(1), wrong(scored(1), "boxes", (0, 3, 2), 60.0)) == []
+    assert failing_int8(scored(1), wrong(scored(1), "boxes", (0, 1, 2), 60.0)) == ["boxes"]
+    # a place that only one of the two takes for a candidate; a logit may be 40 % of 9 off
+    weak, strong = scored(1), scored(1)
+    weak.outputs["class_logits"][0, 3, 1] = -3.0  # sqrt(.047 * .5) = .15
+    strong.outputs["class_logits"][0, 3, 1] = -1.0  # sqrt(.269 * .5) = .37
+    far = (0, 3, 2)
+    assert failing_int8(weak, wrong(strong, "boxes", far, 60.0)) == ["boxes"]
+    strong.outputs["boxes"][far] -= 60
+    assert failing_int8(strong, wrong(weak, "boxes", far, 60.0)) == ["boxes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "seen", "unseen"),
+    [("quality_logits", (0, 1), (0, 3)), ("parameters", (0, 2, 1), (0, 2, 3))],
+)
+def test_quality_and_parameters_count_where_a_candidate_can_be(
+    name: str, seen: tuple[int, ...], unseen: tuple[int, ...]
+) -> None:
+    # 4 is more than 40 % of the largest; a quality of -4 makes no candidate
+    assert failing_int8(scored(1), wrong(scored(1), name, seen, -4.0)) == [name]
+    assert failing_int8(scored(1), wrong(scored(1), name, unseen, -4.0)) == []
+
+
+def test_padding_counts_for_classes_alone() -> None:
+    # the left half shows the frame: x = 24 and 16 are padding, so is the fourth column of cells,
+    # while the third is read by the pixels of the second
+    def failing_left(name: str, index: tuple[int, ...], by: float) -> list[str]:
+        return failing_int8(scored(0, 1), wrong(scored(0, 1), name, index, by), LEFT)
+
+    assert failing_left("boxes", (0, 0, 2), 60.0) == ["boxes"]
+    assert failing_left("boxes", (0, 1, 2), 60.0) == []
+    assert failing_left("mask_features", (0, 1, 3, 2), 4.0) == ["mask_features"]
+    assert failing_left("mask_features", (0, 1, 3, 3), 4.0) == []
+    assert failing_left("class_logits", (0, 3, 0), -5.0) == ["class_logits"]
+    whole = wrong(scored(0, 1), "mask_features", (0, 1, 3, 3), 4.0)
+    assert failing_int8(scored(0, 1), whole) == ["mask_features"]
+
+
+def test_masks_of_pairs_count_in_the_frame() -> None:
+    def masks(*changed: tuple[int, int]) -> Fixed:
+        """Two pairs at x = 4 and 12 with masks of 4 x 4 cells, some of them wrong."""
+        backend = pairs((0.9, 0, 4, 5), (0.2, 0, 12, 6))
+        del backend.outputs["parameters"]
+        backend.outputs["mask_logits"] = np.ones((1, 2, 4, 4), np.float32)
+        for pair, column in changed:
+            backend.outputs["mask_logits"][0, pair, 0, column] = 3
+        return backend
+
+    assert failing_int8(masks(), masks((0, 3)), LEFT) == []
+    assert failing_int8(masks(), masks((1, 0)), LEFT) == []
+    assert failing_int8(masks(), masks((0, 2)), LEFT) == ["mask_logits"]
+
+
+def test_without_any_candidate_everything_is_compared_everywhere() -> None:
+    assert failing_int8(scored(), wrong(scored(), "boxes", (0, 3, 2), 60.0)) == ["boxes"]
+    assert failing_int8(scored(), scored()) == []
+    parts = compare_tensors(scored(), scored(), BLANK, INT8, WHOLE)
+    assert [part.name for part in parts if part.places] == ["mask_features"]
+
+
+def test_a_number_that_is_none_counts_everywhere() -> None:
+    for value in (float("nan"), float("inf")):
+        bad = wrong(scored(1), "boxes", (0, 3, 2), value)
+        assert failing_int8(scored(1), bad) == ["boxes"]
+    # another shape on one image is not outweighed by the next image
+    both = {"one": BLANK["one"], "two": BLANK["one"]}
+    bad = scored(1)
+    bad.outputs["boxes"] = bad.outputs["boxes"][:, :4]
+    seen = Seen(STATED, dict.fromkeys(both, WHOLE.contents["one"]))
+    parts = compare_tensors(scored(1), bad, both, INT8, seen)
+    assert [part.name for part in parts if not part.passed] == ["boxes"]
+
+
+def test_pairs_below_the_candidate_score_do_not_count() -> None:
+    truth = pairs((0.9, 0, 4, 5), (0.2, 0, 12, 6))
+    assert failing_int8(truth, pairs((0.9, 0, 4, 5), (0.2, 0, 12, 1))) == []
+    assert failing_int8(truth, pairs((0.9, 0, 4, 1), (0.2, 0, 12, 6))) == ["parameters"]
+    assert failing_int8(truth, pairs((0.9, 0, 4, 5), (0.26, 0, 12, 1))) == ["parameters"]
+
+
+def test_the_report_says_where_it_looked() -> None:
+    parts = compare_tensors(scored(0, 4), scored(0, 4), BLANK, INT8, LEFT)
+    said = {part.name: part.line() for part in parts}
+    words = "1 of 5 locations: inside the frame, a class reaches 0.25"
+    assert said["boxes"].endswith(f"  ok ({words})")
+    assert said["mask_features"].endswith("  ok (12 of 16 cells: inside the frame)")
+    assert said["class_logits"].endswith("  ok")
+    found = pairs((0.9, 0, 4, 5), (0.2, 0, 12, 6))
+    line = compare_tensors(found, found, BLANK, INT8, WHOLE)[-1].line()
+    assert line.endswith("  ok (1 of 2 pairs: inside the frame, a class reaches 0.25)")
+
+
+def test_only_int8_is_judged_by_what_is_seen() -> None:
+    assert [name for name, gate in GATES.items() if gate.only_seen] == ["int8"]
 
 
 def test_box_iou_of_known_pairs() -> None:
