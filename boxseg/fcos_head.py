@@ -1,11 +1,12 @@
 """FCOS head with a controller: class, box, quality and mask-head parameters at every location.
 
-B images, C classes, P parameters, h x w cells of one level.
+B images, C classes, P parameters, h x w cells of one level, K chosen locations.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,41 @@ class FCOSHead(nn.Module):
             self.controller(box_feature),
             box_feature,
         )
+
+    def parameters_at(
+        self, box_features: Sequence[Tensor], locations: Tensor, levels: Tensor
+    ) -> Tensor:
+        """Run the controller at chosen locations alone.
+
+        At all 8525 of an image of 640 x 640 it is 4.6 of the 59 GMAC of MobileNetV2 with full heads
+        and 0.8 of the 5.6 of the edge student. Here the 3 x 3 cells around each chosen location are
+        laid side by side, and a stride of 3 takes one step per location.
+
+        Args:
+            box_features: Output of the box tower at P3..P7, (B, tower_channels, h, w).
+            locations: x, y in input pixels, at least one, (B, K, 2).
+            levels: 0 for P3 to 4 for P7, integers, (B, K).
+
+        Returns:
+            Parameters, (B, K, P).
+        """
+        sizes = [(int(f.shape[-2]) + 2, int(f.shape[-1]) + 2) for f in box_features]
+        starts = [sum(rows * columns for rows, columns in sizes[:level]) for level in range(5)]
+        cells = torch.cat([F.pad(f, (1, 1, 1, 1)).flatten(2) for f in box_features], dim=2)
+        total = sum(rows * columns for rows, columns in sizes)
+        device = locations.device
+        table = torch.tensor([STRIDES, starts, [columns for _, columns in sizes]], device=device)
+        stride, start, columns = table[:, levels]  # (B, K) each
+        x, y = (locations / stride[..., None]).long().unbind(-1)  # centres: rounds down to the cell
+        image = torch.arange(len(cells), device=device)[:, None] * total
+        corner = image + start + y * columns + x  # upper left cell of the 3 x 3, padding included
+        step = torch.arange(3, device=device)
+        down = corner[:, None] + step[:, None] * columns[:, None]  # (B, 3, K)
+        index = down[..., None] + step  # (B, 3, K, 3)
+        windows = cells.transpose(1, 2).flatten(0, 1)[index]  # (B, 3, K, 3, tower_channels)
+        windows = windows.flatten(2, 3).permute(0, 3, 1, 2)
+        found = F.conv2d(windows, self.controller.weight, self.controller.bias, stride=3)
+        return found[:, :, 0].transpose(1, 2)
 
 
 class LevelBatchNorms(nn.ModuleList):

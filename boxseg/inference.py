@@ -29,6 +29,8 @@ OUTPUT_NAMES = {
     "graph": (*PAIR_NAMES, "mask_logits", "mask_features"),
 }
 """Outputs of each form."""
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The outputs of PAIR_NAMES."""
 GRAPH_CANDIDATES = 300
 """Most pairs of the form `graph`, whose masks are all computed."""
 PADDING_RGB = (124, 116, 104)
@@ -98,8 +100,13 @@ class TopKGraph(nn.Module):
             (B, M, H / 8, W / 8).
         """
         found = _predict(self.student, image)
-        pairs, parameters = _best_pairs(found, self.student.config, self.candidates)
-        return (*pairs, parameters, found.mask_features)
+        pairs = _best_pairs(found, self.student.config, self.candidates)
+        return (*pairs, self._chosen_parameters(found, pairs), found.mask_features)
+
+    def _chosen_parameters(self, found: DensePredictions, pairs: Pairs) -> Tensor:
+        """Return the parameters of the chosen pairs, (B, K, P); the graph computes no others."""
+        *_, locations, levels = pairs
+        return self.student.head.parameters_at(found.box_features, locations, levels.long())
 
 
 class SelfContainedGraph(TopKGraph):
@@ -115,7 +122,8 @@ class SelfContainedGraph(TopKGraph):
             As in `topk`, with mask_logits (B, K, H / 8, W / 8) in place of parameters.
         """
         found = _predict(self.student, image)
-        pairs, parameters = _best_pairs(found, self.student.config, self.candidates)
+        pairs = _best_pairs(found, self.student.config, self.candidates)
+        parameters = self._chosen_parameters(found, pairs)
         *_, locations, levels = pairs
         logits = dynamic_mask_head(
             found.mask_features,
@@ -127,10 +135,8 @@ class SelfContainedGraph(TopKGraph):
         return (*pairs, logits, found.mask_features)
 
 
-def _best_pairs(
-    found: DensePredictions, config: ModelConfig, candidates: int
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the outputs of PAIR_NAMES and the parameters (B, K, P) of the best pairs.
+def _best_pairs(found: DensePredictions, config: ModelConfig, candidates: int) -> Pairs:
+    """Return the outputs of PAIR_NAMES of the best pairs.
 
     Engines that follow ONNX break ties by the lower location * C + class; torch, TensorRT and
     OpenVINO promise no order, which matters only where equal scores meet at the last row.
@@ -144,15 +150,7 @@ def _best_pairs(
     places = pairs // classes
     labels = pairs - places * classes
     boxes = found.boxes.gather(1, places[..., None].expand(-1, -1, 4))
-    width = found.parameters.shape[1]
-    parameters = found.parameters.gather(2, places[:, None].expand(-1, width, -1))  # (B, P, K)
-    return (
-        scores,
-        labels.int(),
-        boxes,
-        found.locations[places],
-        found.levels[places].int(),
-    ), parameters.transpose(1, 2)
+    return scores, labels.int(), boxes, found.locations[places], found.levels[places].int()
 
 
 def graph_of(student: Student, form: str, candidates: int) -> nn.Module:

@@ -13,6 +13,7 @@ from boxseg.export.quantization import (
     ChosenRange,
     Cost,
     Layer,
+    behind_choice,
     candidates,
     choose_ranges,
     give_back,
@@ -139,6 +140,22 @@ def test_the_last_layers_are_those_that_no_layer_reads() -> None:
     model = network(nodes, weights)
     found = last_layers(model, layers_of(model))
     assert [entry.weights for entry in found] == ["left.weight", "right.weight"]
+
+
+def test_what_a_choice_decides_is_no_judge_of_a_layer() -> None:
+    # `after` reads the two largest of four pixels, in the order of their values
+    nodes = [
+        layer("before", "x", "y"),
+        helper.make_node("Reshape", ["y", "flat"], ["rows"]),
+        helper.make_node("TopK", ["rows", "two"], ["best", "places"], "choose"),
+        layer("after", "best", "z"),
+        helper.make_node("Identity", ["z"], ["out"], "name"),
+    ]
+    weights: dict[str, np.ndarray] = {f"{n}.weight": diagonal(1, 1, 1) for n in ("before", "after")}
+    weights |= {"flat": np.array([1, 3, 1, 4]), "two": np.array([2])}
+    model = network(nodes, weights)
+    assert behind_choice(model) == {"choose", "after", "name"}
+    assert behind_choice(network(nodes[:1], weights)) == set()
 
 
 def test_only_layers_that_could_go_back_are_measured() -> None:

@@ -140,6 +140,22 @@ def test_the_box_features_are_what_controller_and_boxes_read() -> None:
     torch.testing.assert_close(torch.cat(levels, dim=2), found.parameters)
 
 
+def test_parameters_of_chosen_locations_are_those_of_everywhere() -> None:
+    student = small().eval()
+    torch.nn.init.normal_(student.head.controller.weight)
+    with torch.no_grad():
+        found = student(torch.rand(2, 3, 64, 96) * 255)
+        count = found.parameters.shape[2]
+        # all of them, corners and edges of every level too, in another order per image
+        chosen = torch.stack([torch.arange(count), torch.randperm(count)])
+        parameters = student.head.parameters_at(
+            found.box_features, found.locations[chosen], found.levels[chosen]
+        )
+    for image in range(2):
+        expected = found.parameters[image][:, chosen[image]].T
+        torch.testing.assert_close(parameters[image], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_no_instance_has_no_mask_and_keeps_the_gradient_whole() -> None:
     student = small()
     found = student(torch.rand(2, 3, 64, 64) * 255)
