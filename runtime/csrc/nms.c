@@ -192,9 +192,9 @@ static inline double power_of_two(int exponent) {
     return power;
 }
 
-/* Cell that a coordinate lies in: its position in units of cells, rounded, because adding 1.5 * 2^52
- * leaves a whole number in the low bits. A box's coordinate is less than 2^25 of its sides, and only
- * cells of about its side are asked for: 32 bits are enough. */
+/* Cell that a coordinate lies in: its position in units of cells, rounded by adding 1.5 * 2^52,
+ * which leaves a whole number in the low bits. A box's coordinate is less than 2^25 of its sides,
+ * and only cells of about its side are asked for: the result fits. */
 static inline int32_t cell_of(double coordinate, uint32_t power) {
     const double position = coordinate * power_of_two(125 - 2 * (int)power) + 6755399441055744.0;
     uint64_t bits;
@@ -348,12 +348,13 @@ static BXS_NOINLINE uint32_t keep_in_doubt(const bxs_kept *kept, const members *
     return left;
 }
 
+#define BXS_KERNEL_UP_TO_AVX2
 #define BXS_KERNEL "nms_kernel.h"
 #include "simd_levels.h"
 
 size_t bxs_kept_visit(bxs_kept *kept, const bxs_pairs *pairs, uint64_t *keys, size_t n,
                       size_t room) {
-    return BXS_AT_LEVEL(kept->level, visit)(kept, pairs, keys, n, room);
+    return BXS_UP_TO_AVX2(kept->level, visit)(kept, pairs, keys, n, room);
 }
 
 static size_t by_class_size(size_t n, uint32_t class_count) {
@@ -400,7 +401,7 @@ static size_t keep_by_class(bxs_kept *kept, const bxs_pairs *pairs, const uint64
     for (uint32_t i = 0, at = 0; i < class_count; at = ends[i++]) {
         const members all = {boxes + 4 * (size_t)at, areas + at, ranks + at, ends[i] - at};
         if (all.n <= FEW) {
-            BXS_AT_LEVEL(kept->level, keep_of_class)(kept, &all, room, is_kept);
+            BXS_UP_TO_AVX2(kept->level, keep_of_class)(kept, &all, room, is_kept);
             continue;
         }
         for (size_t j = 0; j < all.n; j++) {
@@ -460,7 +461,7 @@ static blocks plan_blocks(const float *scores, size_t n, float score_threshold, 
             chosen[i] = scores[i * (n / SAMPLES)];
         }
         left.n_samples =
-            BXS_AT_LEVEL(level, collect)(chosen, SAMPLES, left.least, INFINITY, left.samples);
+            BXS_UP_TO_AVX2(level, collect)(chosen, SAMPLES, left.least, INFINITY, left.samples);
         bxs_sort_keys(left.samples, spare, left.n_samples);
         left.size += 2 * max_keep / (n / SAMPLES);
     }
@@ -532,7 +533,7 @@ bxs_status bxs_nms(const float *boxes, const float *scores, const uint32_t *clas
     bxs_kept *kept = bxs_kept_open(memory, n, class_count, iou_threshold, level);
     blocks left = plan_blocks(scores, n, score_threshold, max_keep, level);
     while (*n_keep < max_keep && next_block(&left)) {
-        size_t count = BXS_AT_LEVEL(level, collect)(scores, n, left.low, left.high, keys);
+        size_t count = BXS_UP_TO_AVX2(level, collect)(scores, n, left.low, left.high, keys);
         bxs_sort_keys(keys, spare, count);
         /* where this block is the only one and most of it is needed */
         if (left.n_samples == 0 && max_keep >= count / 4 && (class_count > 1 || count <= FEW)) {

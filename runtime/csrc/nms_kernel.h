@@ -30,21 +30,6 @@ static size_t BXS_NAMED(collect)(const float *scores, size_t n, float low, float
     return count;
 }
 
-#if BXS_LANES > CHUNK
-
-/* Wider vectors than a chunk gain nothing here. */
-static size_t BXS_NAMED(visit)(bxs_kept *kept, const bxs_pairs *pairs, uint64_t *keys, size_t n,
-                               size_t room) {
-    return visit_avx2(kept, pairs, keys, n, room);
-}
-
-static void BXS_NAMED(keep_of_class)(const bxs_kept *kept, const members *all, size_t room,
-                                     uint8_t *is_kept) {
-    keep_of_class_avx2(kept, all, room, is_kept);
-}
-
-#else
-
 /* Whether a box's IoU with any box of its class in a chunk is above the threshold t.
  *
  * inter > fl(t' * either), where t' is the float after t, means inter / either > t', because a
@@ -221,5 +206,3 @@ static void BXS_NAMED(keep_of_class)(const bxs_kept *kept, const members *all, s
 }
 
 #undef COMPARE_WITH
-
-#endif

@@ -1,5 +1,6 @@
-/* Radix sort by two digits of the score, the highest in which keys differ, then insertion for the rest; where
- * that takes long because scores cluster, radix sort on all bits. Linear for every input. */
+/* Radix sort by two digits of the score, the highest in which keys differ, then insertion for the
+ * rest; where that takes long because scores cluster, radix sort on all bits. Linear for every
+ * input. */
 #include "order.h"
 
 #define MAX_BITS 11 /* of a digit */

@@ -73,6 +73,7 @@ static inline void add_hit(hits *found, const float *values, size_t i, float bou
     }
 }
 
+#define BXS_KERNEL_UP_TO_AVX2
 #define BXS_KERNEL "scan_kernel.h"
 #include "simd_levels.h"
 
@@ -110,9 +111,9 @@ static void score_hits(const bxs_model *model, const bxs_dense *dense, const bxs
             indices[n++] = found->index[i];
         }
     }
-    BXS_AT_LEVEL(level, sigmoids)(p, n);
+    BXS_UP_TO_AVX2(level, sigmoids)(p, n);
     if (uses_quality) {
-        BXS_AT_LEVEL(level, sigmoids)(q, n);
+        BXS_UP_TO_AVX2(level, sigmoids)(q, n);
     }
     for (size_t i = 0; i < n; i++) {
         const float score0 = (float)(uses_quality ? sqrt(p[i] * q[i]) : p[i]);
@@ -139,7 +140,7 @@ static bxs_status scan(const bxs_model *model, const bxs_dense *dense, const bxs
         const float bound = logit_bound(squared ? least * least : least);
         const size_t end = n - at > POLLED_LOGITS ? at + POLLED_LOGITS : n;
         while (at < end) {
-            at = BXS_AT_LEVEL(level, find)(dense->class_logits, at, end, bound, &found);
+            at = BXS_UP_TO_AVX2(level, find)(dense->class_logits, at, end, bound, &found);
             score_hits(model, dense, map, bound, level, &found, list);
         }
         if (list->beaten != 0) {

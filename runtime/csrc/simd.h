@@ -10,7 +10,15 @@
  *     ...
  *     BXS_AT_LEVEL(level, x)(arguments);
  *
- * with `level` from bxs_simd_level. Vectors have the operators of C, lane by lane; a comparison
+ * with `level` from bxs_simd_level. Where AVX-512 gains nothing over AVX2, it uses the same code:
+ *
+ *     #define BXS_KERNEL_UP_TO_AVX2
+ *     #define BXS_KERNEL "x_kernel.h"
+ *     #include "simd_levels.h"
+ *     ...
+ *     BXS_UP_TO_AVX2(level, x)(arguments);
+ *
+ * Vectors have the operators of C, lane by lane; a comparison
  * gives -1 or 0 in an integer lane. They never pass the border of a kernel file, because only
  * there the compiler has registers for them. */
 #ifndef BXS_SIMD_H
@@ -72,8 +80,8 @@ static inline void bxs_transpose_4(const float *from, size_t width, float *to, s
     memcpy(to + 3 * height, &d, sizeof d);
 }
 
-/* What has no operator; a kernel calls it F32_MIN, F32_MAX, BITS,
- * F32_AT, F32_COLUMNS and U8_PUT.
+/* What has no operator; a kernel calls it F32_MIN and F32_MAX, and up to AVX2 BITS, F32_AT,
+ * F32_COLUMNS and U8_PUT.
  *   min   a < b ? a : b in each lane
  *   max   a > b ? a : b in each lane
  *   bits  the sign bits of all lanes, the first lane lowest
@@ -120,10 +128,6 @@ BXS_WITH("avx2") void bxs_put_32(uint8_t *to, bxs_u8_32 a) {
     _mm256_stream_si256((__m256i *)(void *)to, (__m256i)a);
 }
 
-BXS_WITH("avx512f") void bxs_put_64(uint8_t *to, bxs_u8_64 a) {
-    _mm512_stream_si512((__m512i *)(void *)to, (__m512i)a);
-}
-
 BXS_WITH("avx2") bxs_f32_32 bxs_min_32(bxs_f32_32 a, bxs_f32_32 b) {
     return (bxs_f32_32)_mm256_min_ps((__m256)a, (__m256)b);
 }
@@ -156,17 +160,6 @@ BXS_WITH("avx512f") bxs_f32_64 bxs_min_64(bxs_f32_64 a, bxs_f32_64 b) {
 BXS_WITH("avx512f") bxs_f32_64 bxs_max_64(bxs_f32_64 a, bxs_f32_64 b) {
     return (bxs_f32_64)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 }
-
-BXS_WITH("avx512f,avx512dq") uint32_t bxs_bits_64(bxs_i32_64 a) {
-    return (uint32_t)_mm512_movepi32_mask((__m512i)a);
-}
-
-/* without optimisation this intrinsic is a macro whose conversions warn */
-_Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
-    BXS_WITH("avx512f") bxs_f32_64 bxs_at_64(const float *from, bxs_i32_64 i) {
-    return (bxs_f32_64)_mm512_i32gather_ps((__m512i)i, from, 4);
-}
-_Pragma("GCC diagnostic pop")
 
 #undef BXS_WITH
 
@@ -223,8 +216,11 @@ static inline uint32_t bxs_bits_16(bxs_i32_16 a) {
     ((level) == BXS_SIMD_AVX512 ? function##_avx512                                                \
      : (level) == BXS_SIMD_AVX2 ? function##_avx2                                                  \
                                 : function##_portable)
+#define BXS_UP_TO_AVX2(level, function)                                                            \
+    ((level) >= BXS_SIMD_AVX2 ? function##_avx2 : function##_portable)
 #else
 #define BXS_AT_LEVEL(level, function) ((void)(level), function##_portable)
+#define BXS_UP_TO_AVX2 BXS_AT_LEVEL
 #endif
 
     /* The level to use, or BXS_SIMD_BEST if there is no such level on this machine. */

@@ -1,5 +1,5 @@
-/* Compiles the file BXS_KERNEL once per level; see simd.h. Included once per kernel file, so
- * without a guard. */
+/* Compiles the file BXS_KERNEL once per level, or with BXS_KERNEL_UP_TO_AVX2 not for AVX-512; see
+ * simd.h. Included once per kernel file, so without a guard. */
 #include "simd.h"
 
 #define BXS_NAMED(name) name##_portable
@@ -42,6 +42,7 @@ BXS_TARGET_AVX2_BEGIN
 #include "simd_clear.h"
 BXS_TARGET_END
 
+#ifndef BXS_KERNEL_UP_TO_AVX2
 BXS_TARGET_AVX512_BEGIN
 #define BXS_NAMED(name) name##_avx512
 #define BXS_LANES 16
@@ -54,13 +55,12 @@ BXS_TARGET_AVX512_BEGIN
 #define U8 bxs_u8_64
 #define F32_MIN bxs_min_64
 #define F32_MAX bxs_max_64
-#define BITS bxs_bits_64
-#define F32_AT bxs_at_64
-#define U8_PUT bxs_put_64
 #include BXS_KERNEL
 #include "simd_clear.h"
 BXS_TARGET_END
+#endif
 
 #endif
 
 #undef BXS_KERNEL
+#undef BXS_KERNEL_UP_TO_AVX2

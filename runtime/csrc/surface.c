@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-#define MOST_LANES 16
+#define MOST_LANES 8
 #define SURE (1.0f / 64.0f)
 #define AHEAD 4u                /* columns of cells asked for before they are read */
 #define LARGE ((size_t)1 << 18) /* bytes that do not stay in the caches anyway */
@@ -41,6 +41,7 @@ typedef struct {
     uint8_t line[2 * LINE];
 } byte_stream;
 
+#define BXS_KERNEL_UP_TO_AVX2
 #define BXS_KERNEL "surface_kernel.h"
 #include "simd_levels.h"
 
@@ -154,7 +155,7 @@ float bxs_surface_score(const bxs_surface *surface, const float box[4], bxs_simd
     const size_t rows = region->y1 - region->y0;
     const float *cells = surface->logits + (x0 - region->x0) * rows + (y0 - region->y0);
     uint64_t sum = 0, count = 0;
-    BXS_AT_LEVEL(level, probabilities)(cells, y1 - y0, x1 - x0, rows, &sum, &count);
+    BXS_UP_TO_AVX2(level, probabilities)(cells, y1 - y0, x1 - x0, rows, &sum, &count);
     return count > 0 ? (float)((double)sum / 16777216.0 / (double)count) : 0.0f;
 }
 
@@ -223,9 +224,9 @@ bxs_raster bxs_raster_open(const bxs_letterbox *map, uint32_t stride, uint32_t r
     raster.level = level;
     raster.down[0] = raster.down[height + 1] = 0.0f;
     /* the cells of rows are not needed, and those of columns come later to the same place */
-    BXS_AT_LEVEL(level, places)
+    BXS_UP_TO_AVX2(level, places)
     (pixels.y0, (uint32_t)height, raster.scale, rows, raster.down + 1, raster.cells);
-    BXS_AT_LEVEL(level, places)
+    BXS_UP_TO_AVX2(level, places)
     (pixels.x0, (uint32_t)width, raster.column_scale, columns, raster.across, raster.cells);
     memset(raster.across + width, 0, MOST_LANES * sizeof(float));
     const uint32_t first = (uint32_t)bxs_grid_position(pixels.y0, raster.scale, rows);
@@ -287,9 +288,7 @@ static bxs_status find_changes(const bxs_surface *surface, const bxs_raster *ras
     block.guess = (float)(((double)top + 0.5) / raster->scale + 0.5 - (double)pixels.y0);
     block.sure = raster->scale > 1e-4 ? SURE : 1.0f;
     block.room = change_room(rows);
-    const uint32_t lanes = raster->level == BXS_SIMD_AVX512 ? 16
-                           : raster->level == BXS_SIMD_AVX2 ? 8
-                                                            : 4;
+    const uint32_t lanes = raster->level >= BXS_SIMD_AVX2 ? MOST_LANES : 4;
     uint64_t *left_signs = raster->signs[0], *right_signs = raster->signs[1];
     uint32_t known = UINT32_MAX; /* the column of cells whose signs are in right_signs */
     uint32_t counts[MOST_LANES];
@@ -306,12 +305,12 @@ static bxs_status find_changes(const bxs_surface *surface, const bxs_raster *ras
             left_signs = right_signs;
             right_signs = swap;
         } else {
-            BXS_AT_LEVEL(raster->level, signs)(block.left, rows, left_signs);
+            BXS_UP_TO_AVX2(raster->level, signs)(block.left, rows, left_signs);
         }
         if (next + AHEAD < region->x1) {
             bxs_prefetch(block.right + AHEAD * stride, rows * sizeof(float));
         }
-        BXS_AT_LEVEL(raster->level, signs)(block.right, rows, right_signs);
+        BXS_UP_TO_AVX2(raster->level, signs)(block.right, rows, right_signs);
         known = next;
         uint64_t any = 0;
         for (uint32_t word = 0; word <= (rows - 1) / 64; word++) {
@@ -330,7 +329,7 @@ static bxs_status find_changes(const bxs_surface *surface, const bxs_raster *ras
         for (uint32_t from = x; from < end; from += lanes) {
             block.columns = end - from < lanes ? end - from : lanes;
             block.across = raster->across + (pixels.x0 - raster->pixels.x0) + from;
-            BXS_AT_LEVEL(raster->level, changes)(&block, raster->changes, counts);
+            BXS_UP_TO_AVX2(raster->level, changes)(&block, raster->changes, counts);
             for (uint32_t l = 0; l < block.columns; l++) {
                 if (counts[l] % 2 != 0) {
                     raster->changes[l * block.room + counts[l]++] = height;
@@ -532,7 +531,7 @@ static bxs_region find_pixels(const bxs_surface *surface, bxs_region pixels, dou
     memset(any, 0, sign_words(rows) * sizeof *any);
     for (uint32_t x = region->x0; x < region->x1; x++) {
         uint64_t is_on = 0;
-        BXS_AT_LEVEL(level, signs)
+        BXS_UP_TO_AVX2(level, signs)
         (surface->logits + (size_t)(x - region->x0) * rows, rows, column);
         for (uint32_t i = 0; i <= (rows - 1) / 64; i++) {
             is_on |= column[i];
@@ -586,7 +585,7 @@ static blank blank_between(uint8_t *from, const uint8_t *end, int is_large) {
 
 static void write_blank(blank *rest, size_t lines, bxs_simd level) {
     lines = lines < rest->lines ? lines : rest->lines;
-    BXS_AT_LEVEL(level, put_zeros)(rest->to, lines);
+    BXS_UP_TO_AVX2(level, put_zeros)(rest->to, lines);
     rest->to += LINE * lines;
     rest->lines -= lines;
 }
@@ -677,7 +676,7 @@ bxs_status bxs_surface_bytes(const bxs_surface *surface, const bxs_letterbox *ma
     for (size_t y = 0; y < rows; y++) {
         flip_marked(row + (inner.x0 - pixels.x0), bits + y * stride, stride);
         if (is_large) {
-            BXS_AT_LEVEL(level, stream)(&stream, row, width);
+            BXS_UP_TO_AVX2(level, stream)(&stream, row, width);
         } else {
             memcpy(first + y * width, row, width);
         }
