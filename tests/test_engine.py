@@ -29,6 +29,7 @@ from boxseg.train import engine as engine_module
 from boxseg.train.criterion import StepContext
 from boxseg.train.data_order import Unreadable
 from boxseg.train.engine import (
+    CompilerError,
     Engine,
     Interrupts,
     LoaderError,
@@ -375,6 +376,27 @@ def test_a_compiled_run_resumes_bit_for_bit_and_its_files_are_those_of_a_plain_o
     for file in ("last.pt", "trainer.pt"):
         found = load_model(tmp_path / "parts" / file).state_dict()
         assert found.keys() == expected.keys()
+
+
+def test_a_compiler_that_fails_is_one_line_that_names_its_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.compile
+
+    def fail(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        raise OSError("kernel.so: file too short")
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic: whole(function, dynamic=dynamic, backend=fail)
+    )
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "code/of/torch")
+    with pytest.raises(CompilerError) as error:
+        run(recipe_with(), settings_for(data, tmp_path / "run", compiled=True))
+    said = str(error.value)
+    assert said.startswith("--compile: ")
+    assert "kernel.so: file too short" in said
+    assert "code/of/torch" in said
+    assert "\n" not in said
 
 
 @pytest.mark.slow

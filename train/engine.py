@@ -8,11 +8,13 @@ between two optimizer steps: whoever stops the run there loses nothing, and the 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import importlib.util
 import math
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -110,6 +112,10 @@ class LostProcessError(BoxSegError):
 
 class NotWrittenError(BoxSegError):
     """A file of the run could not be written; what was saved before is whole."""
+
+
+class CompilerError(BoxSegError):
+    """torch.compile could not compile the student."""
 
 
 class NonFiniteLossError(BoxSegError):
@@ -304,6 +310,31 @@ class Interrupts:
         """Give the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _compiler(used: bool) -> Iterator[None]:
+    """Say in one line that torch.compile failed, and which folder a killed start may have torn.
+
+    Raises:
+        CompilerError: if it failed.
+    """
+    if not used:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException  # a second of imports
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(
+            Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        )
+        said = " ".join(str(error).split("\n")[:2])
+        raise CompilerError(
+            f"--compile: torch.compile failed: {said}; leave --compile out or, if an earlier start "
+            f"was killed while it compiled, remove {folder}"
+        ) from error
 
 
 def _launched(devices: int) -> tuple[int, int]:
@@ -822,6 +853,7 @@ class Engine:
             The loss of each term and the diagnostics of the step, averaged over the processes.
 
         Raises:
+            CompilerError: if the student is to be compiled and cannot be.
             NonFiniteLossError: before the weights are touched; the batch is saved.
         """
         for group in self.optimizer.param_groups:
@@ -833,7 +865,8 @@ class Engine:
             lesson = self.supervision.prepare(moved, self.student, self.step)
         self._lesson = lesson
         clock("teacher, pseudo masks, paste, view")
-        losses, diagnostics = self.module(StepInput(lesson, self.step))
+        with _compiler(self.settings.compiled):
+            losses, diagnostics = self.module(StepInput(lesson, self.step))
         diagnostics |= lesson.diagnostics
         stacked = torch.stack(
             [value.detach().float() for value in (*losses.values(), *diagnostics.values())]
@@ -847,7 +880,8 @@ class Engine:
             self._refuse(batch, values, rate)
         clock("reading the losses")
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(cast(Tensor, sum(losses.values())))
+        with _compiler(self.settings.compiled):  # compiles this pass when it first comes here
+            self.fabric.backward(cast(Tensor, sum(losses.values())))
         clock("backward")
         if self.recipe.schedule.clip_norm is not None:
             self.fabric.clip_gradients(
