@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +144,8 @@ def test_rounding_may_choose_the_last_pair_but_no_other() -> None:
 STATED = Metadata.from_dict(
     describe(scores__candidate_score=0.25, strides=[16, 32], head__coordinate_scales=[64, 128])
 )
-WHOLE = Seen(STATED, {"one": np.array([[32, 32]])})
-LEFT = Seen(STATED, {"one": np.array([[32, 16]])})
+WHOLE = Seen(STATED, {"one": np.array([[32, 32]])}, True)
+LEFT = Seen(STATED, {"one": np.array([[32, 16]])}, True)
 
 
 def test_a_place_counts_where_its_best_class_passes_with_the_quality() -> None:
@@ -263,7 +263,7 @@ def test_a_number_that_is_none_counts_everywhere() -> None:
     both = {"one": BLANK["one"], "two": BLANK["one"]}
     bad = scored(1)
     bad.outputs["boxes"] = bad.outputs["boxes"][:, :4]
-    seen = Seen(STATED, dict.fromkeys(both, WHOLE.contents["one"]))
+    seen = Seen(STATED, dict.fromkeys(both, WHOLE.contents["one"]), True)
     parts = compare_tensors(scored(1), bad, both, INT8, seen)
     assert [part.name for part in parts if not part.passed] == ["boxes"]
 
@@ -287,8 +287,20 @@ def test_the_report_says_where_it_looked() -> None:
     assert line.endswith("  ok (1 of 2 pairs: inside the frame, a class reaches 0.25)")
 
 
-def test_only_int8_is_judged_by_what_is_seen() -> None:
-    assert [name for name, gate in GATES.items() if gate.only_seen] == ["int8"]
+def test_outside_of_the_frame_only_cells_of_masks_are_free_in_other_precisions() -> None:
+    assert [name for name, gate in GATES.items() if gate.only_candidates] == ["int8"]
+    seen = replace(LEFT, only_candidates=False)
+
+    def failing(name: str, index: tuple[int, ...]) -> list[str]:
+        bad = wrong(scored(0, 1), name, index, 4.0)
+        parts = compare_tensors(scored(0, 1), bad, BLANK, GATES["fp32"].tensors, seen)
+        return [part.name for part in parts if not part.passed]
+
+    assert failing("mask_features", (0, 1, 3, 2)) == ["mask_features"]
+    assert failing("mask_features", (0, 1, 3, 3)) == []
+    assert failing("boxes", (0, 1, 2)) == ["boxes"]
+    assert failing("boxes", (0, 4, 2)) == ["boxes"]
+    assert failing("quality_logits", (0, 4)) == ["quality_logits"]
 
 
 def test_box_iou_of_known_pairs() -> None:
