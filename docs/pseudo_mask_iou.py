@@ -4,7 +4,9 @@
 
 IoU on the stride-4 grid of train.json's first images at the model's own short side. `accepted` is
 the share of objects with a mask, `correlation` that of quality and IoU over those, 0 where quality
-is constant.
+is constant. `background` is the share of the cells of a box outside the true mask that the method
+teaches as background; what it neither teaches so nor as the object is not counted by the loss.
+Methods that remember earlier images see all of them once before.
 """
 
 import argparse
@@ -15,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxseg.boxes import rasterise
 from boxseg.checkpoint import load_model
+from boxseg.train.affinity import MASK_LOSS_STRIDE
 from boxseg.train.coco import CocoBoxes
-from boxseg.train.pseudo_masks import build_pseudo_masks
+from boxseg.train.pseudo_masks import RemembersSteps, build_pseudo_masks
 from boxseg.train.teacher import Teacher
 from boxseg.train.transforms import Geometry, collate
 
@@ -37,6 +41,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "BoxTeacher": {"box_teacher": {}},
     "Pseudo-Depth": {"depth_matched": {}},
+    "SIM as printed": {"semantic": {"temperature": 0.1}},
+    "SIM, temperature 1": {"semantic": {"temperature": 1.0}},
 }
 
 
@@ -62,8 +68,13 @@ def main() -> None:
     teacher = Teacher(student, momentum=0.0, ramp=False, imgsz=imgsz)
     teacher.update(student)
     makers = {name: build_pseudo_masks(method) for name, method in METHODS.items()}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in makers}
     count = min(given.images, len(images))
+    for index in range(count):
+        answer = teacher.ask(collate([images[index]]), 0.5)
+        for maker in makers.values():
+            if isinstance(maker, RemembersSteps):
+                maker(answer)
     for index in range(count):
         batch = collate([images[index]])
         assert batch.masks is not None
@@ -74,10 +85,22 @@ def main() -> None:
             masks = pseudo.masks[0] > 0.5
             shared = (masks & truth).flatten(1).sum(dim=1)
             union = (masks | truth).flatten(1).sum(dim=1).clamp(min=1)
-            found[name] += zip((shared / union).tolist(), pseudo.quality[0].tolist(), strict=True)
+            height, width = truth.shape[1:]
+            in_box = rasterise(batch.boxes[0], height, width, MASK_LOSS_STRIDE).bool()
+            others = in_box & ~truth
+            taught = others & ~masks
+            if pseudo.counted is not None:
+                taught &= pseudo.counted[0]
+            background = taught.flatten(1).sum(dim=1) / others.flatten(1).sum(dim=1).clamp(min=1)
+            found[name] += zip(
+                (shared / union).tolist(),
+                pseudo.quality[0].tolist(),
+                background.tolist(),
+                strict=True,
+            )
     rows = []
     for name, pairs in found.items():
-        overlap, quality = np.array(pairs).T
+        overlap, quality, background = np.array(pairs).T
         accepted = quality > 0
         varies = len(np.unique(quality[accepted])) > 1
         row: dict[str, Any] = {
@@ -85,6 +108,7 @@ def main() -> None:
             "objects": len(pairs),
             "accepted": float(accepted.mean()),
             "iou": float(overlap[accepted].mean()),
+            "background": float(background[accepted].mean()),
             "correlation": float(np.corrcoef(overlap[accepted], quality[accepted])[0, 1])
             if varies
             else 0.0,
@@ -92,6 +116,7 @@ def main() -> None:
         rows.append(row)
         print(
             f"{name:<28} accepted {row['accepted']:6.1%}  IoU {row['iou']:.3f}  "
+            f"background {row['background']:6.1%}  "
             f"correlation {row['correlation']:+.2f}"
         )
     report = {"data": given.data.name, "images": count, "imgsz": imgsz, "rows": rows}

@@ -269,7 +269,7 @@ def test_a_mask_is_where_class_and_instance_agree_and_the_doubtful_cells_do_not_
     features = torch.zeros(1, 2, 8, 8)
     features[:, 0, :, :4], features[:, 0, :, 4:] = 1, -1
     features[:, 1] = 1e-6
-    maker = knowing([[1, 0]])
+    maker = knowing([[1, 0]], temperature=0.1)
     teacher = teacher_of([[BOX]], logits=torch.full((85, 8, 8), logit(0.9)), features=features)
     found = maker(teacher)
     mask = torch.zeros(16, 16)
@@ -285,6 +285,23 @@ def test_a_mask_is_where_class_and_instance_agree_and_the_doubtful_cells_do_not_
     assert found.counted is not None
     assert found.counted[0].sum() == 64
     assert found.quality[0].item() == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize(("temperature", "taught"), [(1.0, True), (0.1, False)])
+def test_a_cell_that_is_somewhat_like_its_class_can_be_background(
+    temperature: float, taught: bool
+) -> None:
+    # cosine .5 everywhere, instance map .1: sigmoid(.5) = .62 makes .36, which is below .4;
+    # sigmoid(5) = .99 makes .55, which is neither
+    features = torch.zeros(1, 2, 8, 8)
+    features[:, 0], features[:, 1] = 0.5, 0.75**0.5
+    maker = knowing([[1, 0]], temperature=temperature)
+    logits = torch.full((85, 8, 8), logit(0.1))
+    found = maker(teacher_of([[BOX]], logits=logits, features=features))
+    assert found.masks[0].sum() == 0
+    assert found.counted is not None
+    assert found.counted[0].sum() == (64 if taught else 0)
+    assert Semantic().temperature == 1.0
 
 
 def test_a_class_without_prototypes_is_judged_by_the_instance_map_and_gets_some() -> None:

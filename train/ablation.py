@@ -68,6 +68,16 @@ _PRODUCT = (
     _PASTE,
 )
 
+_SEMANTIC = (
+    "teacher={start: 0}",
+    "model.final_score=sqrt_score0_mask",
+    "pseudo_masks={semantic: {momentum: 0.99, temperature: 1.0}}",
+    f"terms.semantic_mask={{warmup_steps: {_WARM}}}",
+)
+_PASTED_LOSS = f"terms.pasted_mask={{warmup_steps: {_WARM}}}"
+_SEMANTIC_PASTE = ("copy_paste={semantic: {length: 50}}", _PASTED_LOSS)
+_PRINTED = "pseudo_masks={semantic: {momentum: 0.99, temperature: 0.1}}"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -180,18 +190,18 @@ ROWS: tuple[Row, ...] = (
     Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
     Row("edges_head", "+ depth head, no consistency", (*_EDGES, _HEAD), "depth_edges"),
     Row("depth_boxseg", "BoxSeg + depth, the product's recipe", _PRODUCT, "pc"),
+    Row("pasted", "+ SIM's loss on pasted objects", (*_PRODUCT, _PASTED_LOSS), "depth_boxseg"),
     Row("union", "the same with a depth head", (*_PRODUCT, _HEAD), "depth_boxseg"),
+    Row("sim_masks", "SIM without its copy-paste", _SEMANTIC),
+    Row("sim", "+ its copy-paste = SIM", (*_SEMANTIC, *_SEMANTIC_PASTE), "sim_masks"),
     Row(
-        "sim",
-        "SIM",
-        (
-            "teacher={start: 0}",
-            "model.final_score=sqrt_score0_mask",
-            "pseudo_masks={semantic: {momentum: 0.99}}",
-            "copy_paste={semantic: {length: 50}}",
-            f"terms.semantic_mask={{warmup_steps: {_WARM}}}",
-            f"terms.pasted_mask={{warmup_steps: {_WARM}}}",
-        ),
+        "sim_masks_printed",
+        "SIM without its copy-paste, its map as printed",
+        (*_SEMANTIC, _PRINTED),
+    ),
+    Row("sim_printed", "SIM, its map as printed", (*_SEMANTIC, *_SEMANTIC_PASTE, _PRINTED)),
+    Row(
+        "depth_sim", "SIM, pairs of like colour and depth", (*_EDGES, *_SEMANTIC, *_SEMANTIC_PASTE)
     ),
     Row(
         "jitter5",

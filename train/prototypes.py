@@ -109,7 +109,7 @@ class Prototypes:
         Args:
             cosines: (G, L, h, w).
             classes: Class of each, (G,).
-            temperature: The smaller, the harder the map; .1 in the paper, 1 as released.
+            temperature: The smaller, the harder the map; 1 as released, .1 in the paper.
 
         Returns:
             In [0, 1], (G, h, w); 0 for a class that has no prototype yet.

@@ -611,8 +611,10 @@ class Semantic:
     """Prototypes of each class, L."""
     momentum: Share = 0.999
     """What a prototype keeps of itself when an image's centroid joins."""
-    temperature: float = 0.1
-    """Divides cosines before the sigmoid; 1 as released."""
+    temperature: float = 1.0
+    """Divides cosines before the sigmoid; 1 as released. The paper prints .1; the best of ten
+    cosines is above 0 nearly everywhere, so that the map is then nearly 1 there and half of a box's
+    background is not taught as such (docs/results, the method's parts)."""
     mu: float = 5.0
     """Weight of a positive is exp(mu IoU of its box) / sum; 0, the plain mean, as released."""
     alpha: Share = 0.5
