@@ -116,6 +116,27 @@ def test_varifocal_loss_matches_the_reference(alpha: float, name: str) -> None:
     close(value, reference(name))
 
 
+@pytest.mark.parametrize(
+    ("constant_weight", "negative"),
+    [
+        # p = .5: the weight .25 * p^2 = 1/16 times the slope p of the cross entropy
+        (True, 1 / 32),
+        # and, as published, the slope 2 * .25 * p * p (1 - p) of the weight times ln 2
+        (False, 1 / 32 + math.log(2) / 16),
+    ],
+)
+def test_the_gradient_of_varifocal_loss_is_known_by_hand(
+    constant_weight: bool, negative: float
+) -> None:
+    # a positive of quality .8 at p = .5: .8 * (.5 - .8)
+    logits = torch.zeros(2, requires_grad=True)
+    targets = torch.tensor([0.8, 0.0])
+    loss = varifocal_loss(logits, targets, constant_weight=constant_weight)
+    assert loss.item() == pytest.approx((0.8 + 1 / 16) * math.log(2))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.tolist() == pytest.approx([-0.24, negative])
+
+
 def test_distance_iou_of_nested_boxes_is_known_by_hand() -> None:
     # areas 4 and 16 around one point, hull 16, union 16: IoU (4 + 1) / (16 + 1), no hull penalty
     iou, giou = distance_iou(torch.ones(1, 4), torch.full((1, 4), 2.0))
@@ -302,6 +323,8 @@ def test_gradients_are_right_in_double_precision() -> None:
 def test_sums_over_nothing_are_zero() -> None:
     empty = torch.zeros(0, 3)
     assert focal_loss(empty, empty).item() == 0
+    assert varifocal_loss(empty, empty).item() == 0
+    assert varifocal_loss(empty, empty, constant_weight=False).item() == 0
     assert F.relu(dice_loss(empty, empty)).shape == (0,)
 
 

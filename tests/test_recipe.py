@@ -149,7 +149,7 @@ def test_the_steps_of_the_ablation_differ_in_one_part_each() -> None:
     ]
     assert changes("ablation_baseline_resnet50", "boxinst_resnet50") == [
         "terms.focal: not set -> {}",
-        "terms.varifocal: {} -> not set",
+        "terms.varifocal.constant_weight: False -> not set",
     ]
 
 

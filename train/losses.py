@@ -39,25 +39,32 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
 
 
 def varifocal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    *,
+    constant_weight: bool = True,
 ) -> Tensor:
     """Sum of varifocal terms: positives are weighted by their own quality.
 
     Source: VarifocalNet (arXiv:2008.13367), equation 2; alpha .25 as in the released BoxSeg,
-    where the paper has .75.
+    where the paper has .75. Published code differentiates the weight of negatives as well, which
+    makes their gradient up to three times as large: `constant_weight` false.
 
     Args:
         logits: Any shape.
         targets: Quality in [0, 1], 0 for negatives, same shape; no gradient.
         alpha: Weight of negatives.
         gamma: Exponent of their modulating factor.
+        constant_weight: Take the weight of negatives for a constant.
 
     Returns:
         A scalar.
     """
-    probability = logits.detach().sigmoid()
+    probability = (logits.detach() if constant_weight else logits).sigmoid()
     weight = torch.where(targets > 0, targets, alpha * (probability - targets).abs() ** gamma)
-    return F.binary_cross_entropy_with_logits(logits, targets, weight=weight, reduction="sum")
+    return (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weight).sum()
 
 
 def distance_iou(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
