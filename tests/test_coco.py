@@ -372,22 +372,21 @@ def test_an_image_without_its_depth_map_is_dropped(folder: Path) -> None:
 
 
 def test_data_without_depth_maps_names_both_cures(folder: Path) -> None:
-    cures = (
-        f"make depth maps with boxseg data depth {folder} --predictor FILE.onnx, or train without "
-        "depth: -o terms.depth=null -o terms.depth_consistency=null, and "
-        "-o pseudo_masks.quality_aware.depth_ranking=0 -o terms.pairwise.depth_threshold=0 where "
-        "the recipe has them"
-    )
+    make = f"make depth maps with boxseg data depth {folder} --predictor FILE.onnx"
+    cures = f"{make}, or train without depth: -o terms.depth=null -o a.b=0"
     values = content()
+    settings = ("terms.depth=null", "a.b=0")
     with pytest.raises(DataError, match=re.escape(cures)) as refused:
-        open_set(folder, values, with_depth=True)
+        open_set(folder, values, with_depth=True, without_depth=settings)
     assert "\n" not in str(refused.value)
     # one of two images without a map: the other is used, and the note says what to do
     Image.fromarray(np.zeros((2, 2), dtype=np.uint8)).save(folder / "map.png")
     values["images"][0]["depth_file_name"] = "map.png"
-    images = open_set(folder, values, with_depth=True)
+    images = open_set(folder, values, with_depth=True, without_depth=settings)
     assert len(images) == 1
     assert any(note.endswith(cures) for note in images.notes)
+    # who trains by no recipe is told the one cure that is left
+    assert any(note.endswith(make) for note in open_set(folder, values, with_depth=True).notes)
 
 
 def test_a_colour_depth_map_is_refused(folder: Path) -> None:

@@ -15,6 +15,7 @@ from boxseg.config import ModelConfig
 from boxseg.configs import FOLDER, find_recipe, known_recipes
 from boxseg.student import Student
 from boxseg.train.criterion import TEACHER_TERMS, build_criterion
+from boxseg.train.loader import settings_without_depth
 from boxseg.train.memory_bank import build_copy_paste
 from boxseg.train.pseudo_masks import build_pseudo_masks
 from boxseg.train.recipe import (
@@ -50,11 +51,11 @@ def test_every_recipe_that_ships_builds_its_network_its_terms_and_its_masks(name
     with torch.device("meta"):
         criterion = build_criterion(recipe.terms, config)
     assert criterion.needs_masks == recipe.uses_masks
-    assert recipe.uses_depth or not criterion.needs_depth
+    needs_depth = criterion.needs_depth
     assert recipe.teacher is not None or not criterion.needs_teacher
     if recipe.pseudo_masks is not None:
-        method = build_pseudo_masks(recipe.pseudo_masks)
-        assert recipe.uses_depth or not method.needs_depth
+        needs_depth |= build_pseudo_masks(recipe.pseudo_masks).needs_depth
+    assert bool(settings_without_depth(recipe)) == needs_depth
     if recipe.copy_paste is not None:
         build_copy_paste(recipe.copy_paste)
     # what the papers test: masks say something about the score wherever there is a teacher to learn
@@ -160,7 +161,6 @@ def test_our_own_recipe_is_boxseg_with_depth_in_the_pairs_and_the_ranking() -> N
         assert set(ours.terms) == set(boxseg.terms)
         pairs = {"threshold": 0.1, "depth_threshold": 0.01}
         assert ours.terms["pairwise"] == {**boxseg.terms["pairwise"], **pairs}
-        assert ours.uses_depth
         assert ours.pseudo_masks == {"quality_aware": {"depth_ranking": 0.3}}
         assert (ours.teacher, ours.copy_paste) == (boxseg.teacher, boxseg.copy_paste)
 
@@ -486,8 +486,38 @@ def test_a_method_is_replaced_by_naming_another_and_null() -> None:
     assert parse_recipe(TAUGHT, changes).pseudo_masks == {"box_teacher": {}}
 
 
-def test_a_recipe_uses_depth_where_a_term_reads_it() -> None:
-    assert not parse_recipe(MINIMAL).uses_depth
-    assert not parse_recipe(MINIMAL, ["terms.pairwise.depth_threshold=0"]).uses_depth
-    assert parse_recipe(MINIMAL, ["terms.pairwise.depth_threshold=0.01"]).uses_depth
-    assert parse_recipe(MINIMAL, ["terms.depth={}"]).uses_depth
+@pytest.mark.parametrize(
+    ("overrides", "settings"),
+    [
+        ([], []),
+        (["terms.pairwise.depth_threshold=0"], []),
+        (["terms.pairwise.depth_threshold=0.01"], ["terms.pairwise.depth_threshold=0"]),
+        (
+            ["terms.depth={}", "terms.depth_consistency={}"],
+            ["terms.depth=null", "terms.depth_consistency=null"],
+        ),
+        (["teacher={}", "pseudo_masks={quality_aware: {}}"], []),
+        (
+            ["teacher={}", "pseudo_masks={quality_aware: {depth_ranking: 0.3}}"],
+            ["pseudo_masks.quality_aware.depth_ranking=0"],
+        ),
+        (
+            ["teacher={}", "pseudo_masks={depth_matched: {}}"],
+            ["pseudo_masks.depth_matched.depth_weight=0"],
+        ),
+    ],
+)
+def test_the_settings_without_depth_are_those_of_the_recipe(
+    overrides: list[str], settings: list[str]
+) -> None:
+    assert settings_without_depth(parse_recipe(MINIMAL, overrides)) == settings
+
+
+@pytest.mark.parametrize("name", [name for name in known_recipes() if "depth" in name])
+def test_a_depth_recipe_with_the_settings_that_are_advised_needs_no_depth(name: str) -> None:
+    advised = settings_without_depth(read_recipe(find_recipe(name)))
+    assert advised
+    recipe = read_recipe(find_recipe(name), advised)
+    assert settings_without_depth(recipe) == []
+    assert recipe.pseudo_masks is not None
+    assert not build_pseudo_masks(recipe.pseudo_masks).needs_depth

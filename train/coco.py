@@ -282,6 +282,7 @@ class CocoBoxes(Dataset[Sample]):
         classes: Sequence[str] | None = None,
         with_masks: bool = False,
         with_depth: bool = False,
+        without_depth: Sequence[str] = (),
         strict: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -295,6 +296,7 @@ class CocoBoxes(Dataset[Sample]):
                 categories that have an annotation, in the order of their ids.
             with_masks: Load true masks. Only a mask-supervised recipe does.
             with_depth: Load the depth maps that `depth_file_name` names.
+            without_depth: Settings with which the recipe does without them, for messages.
             strict: Make what would be dropped with a warning an error.
             progress: Called after each image with the number looked at and the number of all.
 
@@ -307,6 +309,7 @@ class CocoBoxes(Dataset[Sample]):
         self._root = self._path.parent if image_root is None else Path(image_root)
         self._transform = transform
         self._with_depth = with_depth
+        self._without_depth = tuple(without_depth)
         self._strict = strict
         self.dropped = Counter()
         self._first: dict[str, str] = {}
@@ -369,12 +372,11 @@ class CocoBoxes(Dataset[Sample]):
 
     def _depth_cures(self) -> str:
         """Say what to do about images without depth."""
-        return (
-            f"make depth maps with boxseg data depth {self._root} --predictor FILE.onnx, or train "
-            "without depth: -o terms.depth=null -o terms.depth_consistency=null, and "
-            "-o pseudo_masks.quality_aware.depth_ranking=0 -o terms.pairwise.depth_threshold=0 "
-            "where the recipe has them"
-        )
+        make = f"make depth maps with boxseg data depth {self._root} --predictor FILE.onnx"
+        if not self._without_depth:
+            return make
+        settings = " ".join(f"-o {setting}" for setting in self._without_depth)
+        return f"{make}, or train without depth: {settings}"
 
     def _keep_images(
         self,

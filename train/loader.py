@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from boxseg.errors import DataError
 from boxseg.runtime.benchmark import usable_cores
 from boxseg.train.coco import CocoBoxes
+from boxseg.train.criterion import DEPTH_TERMS
 from boxseg.train.data_order import (
     KeyedSamples,
     StepSampler,
@@ -37,10 +38,20 @@ BATCHES_AHEAD = 4
 """Batches that each loader process may have waiting."""
 
 
-def needs_depth(recipe: Recipe) -> bool:
-    """Whether the terms or the pseudo masks of a recipe need a depth map for every image."""
+_DEPTH_OPTIONS = {"quality_aware": "depth_ranking", "depth_matched": "depth_weight"}
+"""Option of each method of pseudo masks that needs depth maps where it is above 0."""
+
+
+def settings_without_depth(recipe: Recipe) -> list[str]:
+    """Return the settings with which a recipe does without depth maps, none if it needs none."""
+    settings = [f"terms.{name}=null" for name in recipe.terms if name in DEPTH_TERMS]
+    if recipe.terms.get("pairwise", {}).get("depth_threshold", 0):
+        settings.append("terms.pairwise.depth_threshold=0")
     made = recipe.pseudo_masks
-    return recipe.uses_depth or (made is not None and build_pseudo_masks(made).needs_depth)
+    if made is not None and build_pseudo_masks(made).needs_depth:
+        (name,) = made
+        settings.append(f"pseudo_masks.{name}.{_DEPTH_OPTIONS[name]}=0")
+    return settings
 
 
 def build_geometry(data: DataRecipe, seed: int) -> Geometry:
@@ -67,13 +78,15 @@ def open_images(recipe: Recipe, folder: Path, *, strict: bool = False) -> CocoBo
         DataError: if the data cannot be used or has no box.
         ValueError: if the recipe does not fit the data.
     """
+    without_depth = settings_without_depth(recipe)
     images = CocoBoxes(
         folder / TRAIN_JSON,
         folder,
         transform=build_geometry(recipe.data, recipe.seed),
         classes=recipe.data.classes,
         with_masks=recipe.uses_masks,
-        with_depth=needs_depth(recipe),
+        with_depth=bool(without_depth),
+        without_depth=without_depth,
         strict=strict,
     )
     if not images.num_boxes:

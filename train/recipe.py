@@ -331,12 +331,6 @@ class Recipe(_Section):
         """Whether the recipe is supervised by true masks."""
         return "mask_dice" in self.terms
 
-    @property
-    def uses_depth(self) -> bool:
-        """Whether a term needs a depth map for every image."""
-        vetoed = self.terms.get("pairwise", {}).get("depth_threshold", 0)
-        return bool(vetoed) or not {"depth", "depth_consistency"}.isdisjoint(self.terms)
-
 
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader that also reads 1e-4 as a number, as YAML 1.2 does."""
