@@ -87,7 +87,7 @@ def calibration_set(files: list[Path], source: Path, count: int) -> CalibrationS
         count: How many to take, at least 16.
 
     Raises:
-        DataError: if there are fewer than 16.
+        DataError: if there are fewer than 16, or fewer that differ, or one cannot be read.
     """
     if len(files) < FEWEST_IMAGES:
         raise DataError(
@@ -96,7 +96,17 @@ def calibration_set(files: list[Path], source: Path, count: int) -> CalibrationS
         )
     count = min(count, len(files))
     chosen = [files[index * len(files) // count] for index in range(count)]
-    return CalibrationSet(tuple(chosen), f"{count} of {len(files)} images of {source}")
+    found = CalibrationSet(tuple(chosen), f"{count} of {len(files)} images of {source}")
+    try:
+        different = len(set(found.hashes()))
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    if different < FEWEST_IMAGES:
+        raise DataError(
+            f"{source}: {count} files hold {different} different image"
+            f"{'' if different == 1 else 's'}; calibration needs at least {FEWEST_IMAGES}"
+        )
+    return found
 
 
 # ------------------------------------------------------------------------------------ measuring

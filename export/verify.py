@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from boxseg.runtime.agreement import (
     merge,
     score_cut,
 )
-from boxseg.runtime.images import IMAGE_SUFFIXES, list_sources, read_image
+from boxseg.runtime.images import IMAGE_SUFFIXES, leaves_folder, list_sources, read_image
 from boxseg.runtime.metadata import Batch, Metadata
 from boxseg.runtime.preprocess import Fit, letterbox
 from boxseg.runtime.segmenter import Segmenter
@@ -614,22 +615,28 @@ def _annotated_files(annotation_file: Path) -> list[Path]:
     """Return the image paths of a COCO file, relative to its folder."""
     try:
         images = json.loads(annotation_file.read_text(encoding="utf-8"))["images"]
-        return [annotation_file.parent / str(entry["file_name"]) for entry in images]
+        names = [entry["file_name"] for entry in images]
     except OSError as error:
         raise DataError(f"{annotation_file}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise DataError(f"{annotation_file} is not a COCO file: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"{annotation_file}: file_name must be a text, got {name!r}")
+        if leaves_folder(name):
+            raise DataError(f"{annotation_file}: file_name {name!r} leaves the folder of images")
+    return [annotation_file.parent / name for name in names]
 
 
 def image_files(data: Path, part: str = "val") -> list[Path]:
-    """List the images of a data set, a COCO file, a folder of images or one image.
+    """List the images of a data set, a COCO file, a folder of images or one image, each once.
 
     Args:
         data: Folder with val.json or train.json, a COCO file, a folder of images, or an image.
         part: Which part of a data set: val or train.
 
     Raises:
-        DataError: if there is no image.
+        DataError: if there is no image, or a file name leaves the folder of its COCO file.
     """
     if (data / f"{part}.json").is_file():
         files = _annotated_files(data / f"{part}.json")
@@ -639,7 +646,7 @@ def image_files(data: Path, part: str = "val") -> list[Path]:
         files = [path for path in list_sources(data) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise DataError(f"{data} holds no image")
-    return files
+    return list(dict.fromkeys(files))
 
 
 def real_samples(data: Path, count: int = 4) -> Samples:
@@ -655,7 +662,10 @@ def real_samples(data: Path, count: int = 4) -> Samples:
     files = image_files(data)
     step = max(1, len(files) // count)
     chosen = files[::step][:count]
-    frames = {path.name: read_image(path) for path in chosen}
+    names = Counter(path.name for path in chosen)  # folders of one data set may share names
+    frames = {
+        path.name if names[path.name] == 1 else str(path): read_image(path) for path in chosen
+    }
     return Samples(frames, f"{len(frames)} of {len(files)} images of {data}")
 
 

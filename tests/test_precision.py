@@ -332,6 +332,19 @@ def test_too_few_images_are_refused(photos: Callable[[int], list[Path]], tmp_pat
     assert len(calibration_set(photos(16), tmp_path, 64)) == 16
 
 
+def test_copies_of_an_image_are_one_image(
+    photos: Callable[[int], list[Path]], tmp_path: Path
+) -> None:
+    files = photos(16)
+    files[3].write_bytes(files[9].read_bytes())
+    message = "16 files hold 15 different images; calibration needs at least 16"
+    with pytest.raises(DataError, match=message):
+        calibration_set(files, tmp_path, 64)
+    files[3].unlink()
+    with pytest.raises(DataError, match=r"03\.png: cannot be read"):
+        calibration_set(files, tmp_path, 64)
+
+
 def test_calibration_spreads_over_the_files_and_letterboxes_like_the_runtime(
     photos: Callable[[int], list[Path]], tmp_path: Path
 ) -> None:

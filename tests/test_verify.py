@@ -470,9 +470,33 @@ def test_real_images_are_spread_over_the_validation_file(tmp_path: Path) -> None
     assert list(real_samples(tmp_path / "images" / "5.png").frames) == ["5.png"]
 
 
+def test_images_of_one_name_in_two_folders_are_two_and_one_listed_twice_is_one(
+    tmp_path: Path,
+) -> None:
+    names = ["left/0.png", "right/0.png", "left/0.png", "left/1.png"]
+    for name, value in zip(names, (10, 20, 10, 30), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(tmp_path / name)
+    content = {"images": [{"file_name": name} for name in names]}
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    samples = real_samples(tmp_path, 4)
+    assert samples.source == f"3 of 3 images of {tmp_path}"
+    assert [int(frame[0, 0, 0]) for frame in samples.frames.values()] == [10, 20, 30]
+    assert [Path(name).name for name in samples.frames] == ["0.png", "0.png", "1.png"]
+
+
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"images": [{}]}', '{"images": []}', pytest.param("[" * 99_999, id="deep")],
+    [
+        "{",
+        "[]",
+        '{"images": [{}]}',
+        '{"images": []}',
+        '{"images": [{"file_name": null}]}',
+        '{"images": [{"file_name": "../photo.png"}]}',
+        '{"images": [{"file_name": "/etc/photo.png"}]}',
+        pytest.param("[" * 99_999, id="deep"),
+    ],
 )
 def test_data_without_usable_images_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "val.json").write_text(content)
