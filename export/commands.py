@@ -127,6 +127,13 @@ def _size(size_bytes: float) -> str:
     return f"{size_bytes / 1e6:.1f} MB"
 
 
+def _ap(scores: Mapping[str, Any] | None) -> str:
+    """Format an AP in percent; without masks, or without objects, there is none."""
+    if scores is None:
+        return "no masks in the file"
+    return "no objects" if scores["AP"] is None else f"{100 * scores['AP']:.1f}"
+
+
 def _size_on_disk(path: Path) -> int:
     """Return the bytes of a file or of all files of a folder."""
     if path.is_dir():
@@ -527,10 +534,8 @@ def _accompany(
         if data is not None and "not_measured" in scores:
             click.echo(f"accuracy     not measured: {scores['not_measured']}")
         elif "not_measured" not in scores:
-            mask = scores["mask"]
-            shown = "no masks in the file" if mask is None else f"{100 * mask['AP']:.1f}"
             click.echo(
-                f"accuracy     box AP {100 * scores['box']['AP']:.1f}, mask AP {shown}, of "
+                f"accuracy     box AP {_ap(scores['box'])}, mask AP {_ap(scores['mask'])}, of "
                 f"{scores['what']}"
             )
     write_sidecars(written.path, kind, story, proofs, scores, golden)

@@ -322,9 +322,17 @@ def test_size_name_golden_image_exporter_and_licence_are_as_asked(
     assert cli.run(["verify", str(out), "--against", str(run_folder / "best.pt")]) == 0
 
 
-def test_a_trainer_file_alone_can_be_exported(run_folder: Path) -> None:
+def test_a_trainer_file_alone_can_be_exported(
+    run_folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "nothing_to_find.json"
+    image = {"id": 1, "file_name": photo.name, "height": 150, "width": 200}
+    classes = [{"id": 3, "name": "star"}, {"id": 7, "name": "ring"}]
+    data.write_text(json.dumps({"images": [image], "annotations": [], "categories": classes}))
     words = ["--imgsz", "64", "--form", "topk", "--batch", "2", "2", "2", "--golden", "none"]
+    words += ["--data", str(data)]
     assert cli.run(["export", str(run_folder / "trainer.pt"), *words]) == 0
+    assert "box AP no objects, mask AP no" in capsys.readouterr().out
     file = run_folder / "trainer.onnx"
     metadata = backends.open_backend(file).metadata
     assert (metadata.form, metadata.batch) == ("topk", Batch(2, 2, 2))
