@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 
 from boxseg.configs import find_recipe
+from boxseg.student import Student
+from boxseg.train.criterion import StepContext
 from boxseg.train.engine import Engine, RunSettings, StepInput
 from boxseg.train.recipe import read_recipe
 from boxseg.train.reports import Reports
@@ -77,61 +79,105 @@ def test_two_steps_of_every_method(name: str, scenes: Path, tmp_path: Path) -> N
     Engine(recipe, RunSettings(data=scenes, out=out, device="cpu", resume=True))
 
 
-def test_gradients_of_the_whole_recipe_reach_what_they_should(scenes: Path, tmp_path: Path) -> None:
-    settings = (
-        *TINY,
-        "teacher.start=0",
-        "schedule.max_iters=500",
-        "pseudo_masks.quality_aware.score_threshold=0",
+BOX_PARTS = {
+    "focal": {"classes", "backbone"},
+    "varifocal": {"classes", "backbone"},
+    "giou": {"boxes", "backbone"},
+    "centerness": {"quality", "backbone"},
+}
+"""What the terms of the detector teach; all others teach masks."""
+
+ANY_SIZE = "min_quality: 0, min_confidence: 0, min_area: 0, min_pasted_area: 0"
+
+WHOLE = {
+    "boxteacher_resnet50": ("pseudo_masks.box_teacher.match_iou=0.05",),
+    "sim_resnet50": ("copy_paste.semantic={length: 1, probability: 1}",),
+    "pseudo_depth_resnet101_3x": (),
+    "boxseg_resnet50": (f"copy_paste.peer={{skip: 0, {ANY_SIZE}}}",),
+    "boxseg_depth_mobilenetv2": (
+        "schedule.max_iters=30000",
         "terms.depth={}",
         "terms.depth_consistency={start_steps: 200, warmup_steps: 200}",
+        f"copy_paste.peer={{skip: 0, {ANY_SIZE}}}",
         "view={}",
-    )
-    recipe = read_recipe(find_recipe("boxseg_depth_mobilenetv2"), settings)
+    ),
+}
+
+
+def confident(student: Student) -> None:
+    """Let an untrained network find a box of 4 strides, filled, of every class everywhere."""
+    head = student.head
+    with torch.no_grad():
+        for part in (head.class_logits, head.box_distances, head.quality_logits):
+            assert part.bias is not None
+            part.bias.fill_(2.0)
+        assert head.controller.bias is not None
+        head.controller.bias[-1] = 2.0  # the bias of the last mask layer
+
+
+@pytest.mark.parametrize("name", list(WHOLE))
+def test_every_part_of_a_method_acts_and_its_gradients_reach_what_they_should(
+    name: str, scenes: Path, tmp_path: Path
+) -> None:
+    start = ("teacher.start=0", "model.frozen_stages=0", "schedule.max_iters=30000")
+    recipe = read_recipe(find_recipe(name), [*TINY, *start, *WHOLE[name]])
     engine = Engine(recipe, RunSettings(data=scenes, out=tmp_path / "run", device="cpu"))
-    engine.step = 400  # every warm-up has begun
+    engine.step = 29000  # every warm-up has begun
+    confident(engine.student)
     batch = collate([engine.images[index] for index in range(2)])
+    engine.supervision.prepare(batch, engine.student, engine.step)  # fills the bank
     lesson = engine.supervision.prepare(batch, engine.student, engine.step)
+    contexts: list[StepContext] = []
+    engine.criterion.register_forward_pre_hook(lambda _, given: contexts.append(given[0]))
     losses, _ = engine.module(StepInput(lesson, engine.step))
+    assert lesson.pseudo is not None
+    assert lesson.diagnostics["pseudo_share"] > 0
+    assert all(value > 0 for value in losses.values()), losses
+    # affinity and targets belong to the clean image, as it is after pasting
+    (context,) = contexts
+    assert context.batch is lesson.batch
+    assert torch.equal(lesson.batch.images, batch.images) == (recipe.copy_paste is None)
+    assert torch.equal(lesson.batch.images, lesson.images) == (recipe.view is None)
+    if recipe.copy_paste is not None:
+        assert lesson.pseudo.pasted is not None
+        assert torch.cat(lesson.pseudo.pasted).any()
+
+    head = engine.student.head
     depth_head = engine.criterion.depth_head
-    assert depth_head is not None
     parts = {
-        "classes": engine.student.head.class_logits.weight,
-        "boxes": engine.student.head.box_distances.weight,
-        "controller": engine.student.head.controller.weight,
+        "classes": head.class_logits.weight,
+        "boxes": head.box_distances.weight,
+        "quality": head.quality_logits.weight,
+        "controller": head.controller.weight,
         "features": engine.student.mask_branch.project.weight,
-        "depth": depth_head.controller.weight,
         "backbone": next(iter(engine.student.backbone.parameters())),
     }
-    reached = {
-        name: {
+    masks = {"controller", "features", "backbone"}
+    if depth_head is not None:
+        parts["depth"] = depth_head.controller.weight
+        masks = masks | {"depth"}
+    for term, loss in losses.items():
+        gradients = torch.autograd.grad(
+            loss, list(parts.values()), retain_graph=True, allow_unused=True
+        )
+        reached = {
             part
-            for part, gradient in zip(
-                parts,
-                torch.autograd.grad(
-                    loss, list(parts.values()), retain_graph=True, allow_unused=True
-                ),
-                strict=True,
-            )
+            for part, gradient in zip(parts, gradients, strict=True)
             if gradient is not None and gradient.abs().max() > 0
         }
-        for name, loss in losses.items()
-    }
-    masks = {"controller", "features", "depth", "backbone"}
-    assert reached == {
-        "varifocal": {"classes", "backbone"},
-        "giou": {"boxes", "backbone"},
-        "centerness": {"backbone"},
-        "projection": masks,
-        "pairwise": masks,
-        "depth": masks,
-        "depth_consistency": masks,
-        "pseudo_mask": masks,
-        "pseudo_affinity": masks,
-    }
-    engine.train_on(batch, 1e-3)
-    learning = [*engine.student.parameters(), *depth_head.parameters()]
-    assert all(value.grad is not None and value.grad.isfinite().all() for value in learning)
+        assert reached == BOX_PARTS.get(term, masks), term
     teacher = engine.supervision.teacher
     assert teacher is not None
+    before = [value.clone() for value in teacher.network.parameters()]
+    engine.train_on(batch, 1e-3)
+    learning = [value for value in engine.module.parameters() if value.requires_grad]
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in learning)
     assert all(value.grad is None for value in teacher.network.parameters())
+    # it follows the student and learns nothing by itself
+    assert teacher.updates == 2
+    after = zip(teacher.network.parameters(), before, engine.student.parameters(), strict=True)
+    keep = recipe.teacher.momentum_of(30000) if recipe.teacher is not None else 0
+    for now, old, student in after:
+        share = 0.5  # the mean of the copy and the student after this step, which the ramp takes
+        assert keep > share
+        torch.testing.assert_close(now, share * old + (1 - share) * student.detach())
