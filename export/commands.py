@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxseg.errors import BoxSegError, FileMismatchError, ParityError, UnverifiedError
-from boxseg.runtime.commands import NumbersCommand
+from boxseg.runtime.commands import REPORT, NumbersCommand
 
 if TYPE_CHECKING:
     from boxseg.export.calibration import CalibrationSet
@@ -37,6 +39,14 @@ FORMATS = {
 """What users type, and what it means."""
 ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "trt": ".engine"}
 """How the names of files and folders end."""
+NAMED = {
+    ".onnx": "onnx",
+    "_openvino_model": "openvino",
+    ".engine": "trt",
+    ".plan": "trt",
+    ".trt": "trt",
+}
+"""What a name in --out is taken for; other names are folders."""
 FORMS = ("dense", "topk", "graph")
 DEFAULT_FORMS = {"onnx": "dense", "openvino": "dense", "trt": "topk"}
 """On a CPU the C library selects faster than an engine; from a GPU every location would have to be
@@ -286,23 +296,57 @@ def _target(
     name = f"{stem}{ENDINGS[kind]}"
     if out is None:
         return file.parent / name
-    if out.name.endswith(ENDINGS[kind]) and (kind == "openvino" or not out.is_dir()):
-        if formats > 1:
-            what, instead = ("folder", "its parent") if kind == "openvino" else ("file", "a folder")
-            raise click.BadParameter(
-                f"{out} names one {what} for {formats} formats; name {instead}",
-                param_hint="'--out'",
-            )
+    named = next((kind for ending, kind in NAMED.items() if out.name.endswith(ending)), None)
+    if out.is_dir() and named != "openvino":
+        named = None  # a folder may be called anything
+    if named is not None and formats > 1:
+        what, instead = ("folder", "its parent") if named == "openvino" else ("file", "a folder")
+        raise click.BadParameter(
+            f"{out} names one {what} for {formats} formats; name {instead}", param_hint="'--out'"
+        )
+    if named == kind:
         return out
+    if named is not None or out.suffix == ".xml":
+        raise click.BadParameter(
+            f"{out} is no name for the format {kind}: it must end in {ENDINGS[kind]}, or be a "
+            "folder",
+            param_hint="'--out'",
+        )
     if out.is_file():
         raise click.BadParameter(f"{out} is a file, not a folder", param_hint="'--out'")
     return out / name
 
 
+def _check_build(
+    is_asked: bool, workspace: float | None, timing_cache: Path | None, version_compatible: bool
+) -> None:
+    """Refuse options of TensorRT where no engine is asked for, and a workspace of no size."""
+    given = {
+        "--workspace": workspace is not None,
+        "--timing-cache": timing_cache is not None,
+        "--version-compatible": version_compatible,
+    }
+    for option, is_given in given.items():
+        if is_given and not is_asked:
+            raise click.UsageError(f"{option} is for --format trt")
+    if workspace is not None and not math.isfinite(workspace):
+        raise click.BadParameter(
+            f"must be a number of GiB, got {workspace}", param_hint="'--workspace'"
+        )
+
+
 def _free_target(target: Path, kind: str) -> Path:
-    """Refuse to replace what is no export of this format; return the target."""
+    """Refuse to replace what is no export of this format, or to write where nobody may.
+
+    Returns:
+        The target.
+    """
     from boxseg.runtime.golden_sample import sidecars
 
+    folder = next(place for place in target.parents if place.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        reason = "cannot be written to" if folder.is_dir() else "is a file, not a folder"
+        raise click.BadParameter(f"{folder} {reason}", param_hint="'--out'")
     if kind != "openvino":
         foreign = "is a folder" if target.is_dir() else ""
     elif target.is_dir():
@@ -598,7 +642,7 @@ _DEVICE_OPTION = click.option(
 _JSON_OPTION = click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=REPORT,
     help="Write the report here too.",
 )
 
@@ -642,7 +686,7 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
     "--calib",
     type=click.Path(path_type=Path),
     help="Measure ranges on these images: a data folder with train.json, a COCO file or a folder. "
-    "Default: the train.json of --data.",
+    "Default: the train.json of --data; without one, fp16 and bf16 take the images compared on.",
 )
 @click.option(
     "--calib-images",
@@ -681,7 +725,7 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=REPORT,
     help="TensorRT: keep measured times in this file, for a faster second build.",
 )
 @click.option(
@@ -727,7 +771,7 @@ def _asked_precision(precision: str | None, half: bool, int8: bool) -> str:
 @click.option(
     "--report",
     "report_path",
-    type=click.Path(path_type=Path),
+    type=REPORT,
     help="Reduced precision: judge fp32, fp16 and the asked one on the val.json or COCO file of "
     "--data, and write AP per class, worst images and layers to give back here (JSON; as tables "
     "beside it, .md).",
@@ -809,6 +853,7 @@ def export(
         )
     images_per_run, licence = _batch(batch, dynamic), _licences(licences)
     kinds = list(dict.fromkeys(formats))
+    _check_build("trt" in kinds, workspace, timing_cache, version_compatible)
     forms = {kind: form or DEFAULT_FORMS[kind] for kind in kinds}
     file = find_model(source, weights)[0]
     named = None

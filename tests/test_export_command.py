@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from boxseg.checkpoint import (
 )
 from boxseg.errors import BoxSegError
 from boxseg.export import manifest, verify
-from boxseg.export.commands import _free_target, write_verified
+from boxseg.export.commands import _free_target, _target, write_verified
 from boxseg.runtime import backends
 from boxseg.runtime.agreement import Tolerance
 from boxseg.runtime.metadata import Batch
@@ -368,6 +369,14 @@ def test_verify_tells_other_weights_from_another_network(
     [
         (["--format", "coreml"], "must be one of onnx, openvino, ov, trt, tensorrt, engine"),
         (["--workspace", "0"], "0.0 is not in the range x>0"),
+        (["--workspace", "inf", "--format", "trt"], "must be a number of GiB, got inf"),
+        (["--workspace", "4"], "--workspace is for --format trt"),
+        (["--timing-cache", "times", "--format", "ov"], "--timing-cache is for --format trt"),
+        (["--version-compatible"], "--version-compatible is for --format trt"),
+        (["--out", "x.engine"], "x.engine is no name for the format onnx: it must end in .onnx"),
+        (["--out", "x_openvino_model"], "x_openvino_model is no name for the format onnx"),
+        (["--out", "x.xml", "--format", "ov"], "x.xml is no name for the format openvino"),
+        (["--half", "--report", "."], "'--report': File '.' is a directory"),
         (["--precision", "fp8"], "must be one of fp32, fp16, bf16, int8, got 'fp8'"),
         (["--half", "--precision", "bf16"], "--precision bf16 and --half contradict each other"),
         (["--half", "--int8"], "--half and --int8 contradict each other; give one"),
@@ -440,6 +449,7 @@ def test_one_name_for_two_formats_is_refused(
         ),
         ("out/best_openvino_model", ["--format", "ov"], "would be replaced, but it is a file"),
         ("out", [], "is a file, not a folder"),
+        ("out", ["--format", "trt", "--out", "{}/deeper/robot.plan"], "is a file, not a folder"),
     ],
 )
 def test_what_is_no_export_is_never_replaced(
@@ -452,9 +462,32 @@ def test_what_is_no_export_is_never_replaced(
 ) -> None:
     (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / made).write_text("mine")
+    words = [word.format(tmp_path / "out") for word in words]
     assert cli.run(["export", str(run_folder), "--out", str(tmp_path / "out"), *words]) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / made).read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anywhere
+    assert cli.run(["export", str(run_folder), "--out", str(tmp_path / "a" / "b.onnx")]) == 2
+    captured = capsys.readouterr()
+    assert f"{tmp_path} cannot be written to" in captured.err
+    assert captured.out == ""
+
+
+def test_a_folder_may_have_the_name_of_a_file(tmp_path: Path) -> None:
+    file, folder = tmp_path / "best.pt", tmp_path / "robot.onnx"
+    assert _target(file, folder, "onnx", 1, "fp32") == folder
+    folder.mkdir()
+    assert _target(file, folder, "onnx", 1, "fp32") == folder / "best.onnx"
+    assert _target(file, tmp_path / "a.plan", "trt", 1, "fp16") == tmp_path / "a.plan"
+    assert _target(file, tmp_path / "a", "trt", 1, "fp16") == tmp_path / "a" / "best_fp16.engine"
 
 
 def test_an_export_with_its_sidecars_may_be_replaced(tmp_path: Path) -> None:
