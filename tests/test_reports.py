@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,16 +222,62 @@ def test_diagnostics_are_averaged_over_the_steps_that_have_them(tmp_path: Path) 
     assert "look:" not in text.getvalue()
 
 
-def test_a_diagnostic_that_shows_trouble_is_said_once(tmp_path: Path) -> None:
+def said_of(folder: Path, values: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return what is said of diagnostics, one mapping per step of a run of 40."""
     text = io.StringIO()
-    with open_reports(tmp_path, text) as reports:
-        for step in range(1, 2 * LOG_EVERY + 1):
-            reports.step(replace(report(step, 1.0), diagnostics={"pseudo_share": 0.04}))
-    said = [line for line in lines_of(text) if line.startswith("look:")]
-    assert said == [
+    with open_reports(folder, text) as reports:
+        for step, told in enumerate(values, start=1):
+            reports.step(replace(report(step, 1.0), diagnostics=told))
+    return [line for line in lines_of(text) if line.startswith("look:")]
+
+
+def test_a_diagnostic_that_shows_trouble_is_said_once(tmp_path: Path) -> None:
+    assert said_of(tmp_path, [{"pseudo_share": 0.04}] * 40) == [
         "look: only 4% of the boxes have a pseudo mask: the teacher scores too low; give it a "
         "later start (teacher.start) or the run more steps"
     ]
+
+
+def test_a_new_teacher_and_a_new_bank_are_given_time(tmp_path: Path) -> None:
+    # A twentieth of 40 steps are 2, a fifth are 8. In step 20 the teacher is 1 step old.
+    nothing: list[Mapping[str, float]] = [{}] * 18
+    new = {"pseudo_share": 0.04, "pseudo_quality": 0.1, "bank_fill": 0.0}
+    assert said_of(tmp_path / "a", [*nothing, new, new]) == []
+    assert len(said_of(tmp_path / "b", [*nothing[:17], new, new, new])) == 2  # the bank has time
+    good = {"pseudo_share": 0.9, "pseudo_quality": 0.8, "bank_fill": 0.5}
+    assert said_of(tmp_path / "c", [*nothing, new, new, *[good] * 20]) == []
+    assert len(said_of(tmp_path / "d", [*nothing, *[new] * 22])) == 3
+
+
+@pytest.mark.parametrize(
+    ("column", "fine", "wrong", "words"),
+    [
+        ("pseudo_share", 0.11, 0.09, "only 9% of the boxes have a pseudo mask"),
+        ("pseudo_quality", 0.31, 0.29, "a mean quality of 0.29"),
+        ("bank_fill", 0.0125, 0.0, "the memory bank is empty"),
+        ("bank_age", 10.0, 12.0, "on average 30% of the run old"),  # of 40 steps
+        ("ema_distance", 0.29, 0.31, "31% away from the student's"),
+        ("depth_edge_share", 0.06, 0.04, "only 4.0% of neighbouring cells are of like depth"),
+        ("depth_logit_max", 199.0, 201.0, "mask logits reach 201"),
+    ],
+)
+def test_every_diagnostic_has_a_sentence_for_trouble_and_none_without(
+    tmp_path: Path, column: str, fine: float, wrong: float, words: str
+) -> None:
+    assert said_of(tmp_path / "fine", [{column: fine}] * 40) == []
+    (line,) = said_of(tmp_path / "wrong", [{column: wrong}] * 40)
+    assert words in line
+
+
+def test_masks_that_do_not_reach_their_boxes_are_told(tmp_path: Path) -> None:
+    text = io.StringIO()
+    with open_reports(tmp_path, text) as reports:
+        for tightness in (None, 0.5, 0.44, 0.44):
+            loose = replace(accuracy(masks=False), tightness=tightness)
+            reports.validation(20, loose, score=0.1, improved=False)
+    said = [line for line in lines_of(text) if line.startswith("look:")]
+    assert len(said) == 1
+    assert "do not reach the sides of their boxes (tightness 44%)" in said[0]
 
 
 def test_the_accuracy_of_other_weights_stands_beside(tmp_path: Path) -> None:

@@ -128,7 +128,12 @@ class Finding:
     column: str
     wrong: Callable[[float], bool]
     sentence: str
-    """With {value}, the mean of LOG_EVERY steps."""
+    """With {value}, the mean of LOG_EVERY steps or that of a validation."""
+    patience: float = 0.0
+    """Part of the run that must pass after the diagnostic first appears before it is judged: a new
+    teacher knows as little as its student, and a new bank is empty."""
+    of_run: bool = False
+    """Judge and tell the value as a part of the run's steps."""
 
 
 FINDINGS = (
@@ -137,12 +142,28 @@ FINDINGS = (
         lambda value: value < 0.1,
         "only {value:.0%} of the boxes have a pseudo mask: the teacher scores too low; give it a "
         "later start (teacher.start) or the run more steps",
+        patience=0.05,
     ),
     Finding(
         "pseudo_quality",
         lambda value: 0 < value < 0.3,
         "pseudo masks have a mean quality of {value:.2f}: the teacher does not know these objects "
         "yet; a later teacher.start may help",
+        patience=0.05,
+    ),
+    Finding(
+        "bank_fill",
+        lambda value: value < 0.01,
+        "the memory bank is empty, so nothing is pasted: no mask is good, large and isolated "
+        "enough; small images need a smaller min_area in copy_paste",
+        patience=0.2,
+    ),
+    Finding(
+        "bank_age",
+        lambda value: value > 0.25,
+        "what the memory bank holds is on average {value:.0%} of the run old: masks of a teacher "
+        "that knew less; lower min_quality or length in copy_paste",
+        of_run=True,
     ),
     Finding(
         "ema_distance",
@@ -161,6 +182,12 @@ FINDINGS = (
         lambda value: value > 200,
         "mask logits reach {value:.0f}: the depth factor is small and lets them grow; "
         "set schedule.clip_norm, or a smaller terms.depth.weight",
+    ),
+    Finding(
+        "tightness",
+        lambda value: value < 0.5,
+        "masks do not reach the sides of their boxes (tightness {value:.0%}): see predictions.png; "
+        "a longer terms.pairwise.warmup_steps or a smaller schedule.lr may help",
     ),
 )
 """What diagnostics can complain about; each is said once."""
@@ -234,6 +261,7 @@ class Reports:
         self._task: TaskID | None = None
         self._writer: SummaryWriter | None = None
         self._complained: set[str] = set()
+        self._appeared: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         """Open files and screen."""
@@ -286,6 +314,8 @@ class Reports:
         if not self._enabled:
             return
         self._averages.add(report)
+        for name in report.diagnostics:
+            self._appeared.setdefault(name, report.step)
         seconds = report.data_seconds + report.step_seconds
         self._pace = seconds if self._pace is None else 0.95 * self._pace + 0.05 * seconds
         losses = "  ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
@@ -300,7 +330,7 @@ class Reports:
         if report.step % LOG_EVERY and report.step != self._last:
             return
         means = self._averages.take()
-        self._complain(means)
+        self._complain(means, report.step)
         if self._progress is None:
             terms = "  ".join(
                 f"{name.removeprefix('loss_')} {value:.3f}"
@@ -321,11 +351,16 @@ class Reports:
         row |= {name: f"{value:.6g}" for name, value in means.items()}
         self._record(row)
 
-    def _complain(self, means: Mapping[str, float]) -> None:
+    def _complain(self, values: Mapping[str, float], step: int) -> None:
         """Say in a sentence what a diagnostic shows to go wrong, once each."""
         for finding in FINDINGS:
-            value = means.get(finding.column)
-            if value is None or finding.column in self._complained or not finding.wrong(value):
+            value = values.get(finding.column)
+            if value is None or finding.column in self._complained:
+                continue
+            if finding.of_run:
+                value /= self._last
+            seen = step - self._appeared.get(finding.column, step)
+            if seen < finding.patience * self._last or not finding.wrong(value):
                 continue
             self._complained.add(finding.column)
             self.note(f"look: {finding.sentence.format(value=value)}")
@@ -376,6 +411,8 @@ class Reports:
             self.note(f"  {name}:")
             for line in report_lines(other):
                 self.note(f"    {line}")
+        if accuracy.tightness is not None:
+            self._complain({"tightness": accuracy.tightness}, step)
         self.draw_curves()
 
     def draw_curves(self) -> None:
