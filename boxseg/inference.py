@@ -6,6 +6,8 @@ P parameters, M mask channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,18 @@ def graph_of(student: Student, form: str, candidates: int) -> nn.Module:
     return {"topk": TopKGraph, "graph": SelfContainedGraph}[form](student, candidates)
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute float32 in float32; GPUs of today would round what convolutions read to 11 bits."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
+
+
 class TorchBackend:
     """Runs a student in torch, in eval mode, with the outputs of an exported file."""
 
@@ -216,7 +230,7 @@ class TorchBackend:
         was_training = self._student.training
         self._student.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), full_precision():
                 outputs = self._graph(torch.from_numpy(image).to(self.device))
         finally:
             self._student.train(was_training)

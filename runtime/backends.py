@@ -174,7 +174,8 @@ class OnnxRuntimeBackend:
         if kind == "cpu" and not number:
             return "CPUExecutionProvider", {}
         if kind == "cuda" and (not number or number.isdigit()):
-            return "CUDAExecutionProvider", {"device_id": number or "0"}
+            # fp32 means fp32: by default it would round what convolutions read to 11 bits
+            return "CUDAExecutionProvider", {"device_id": number or "0", "use_tf32": "0"}
         raise ValueError(f"device must be cpu, cuda or cuda:N for an .onnx file, got {device!r}")
 
     @staticmethod

@@ -10,7 +10,7 @@ import pytest
 from deployed import dense_outputs, describe, write_onnx, write_openvino
 
 from boxseg.errors import BackendMissingError, FileMismatchError
-from boxseg.runtime.backends import Backend, open_backend
+from boxseg.runtime.backends import Backend, OnnxRuntimeBackend, open_backend
 from boxseg.runtime.preprocess import Fit
 
 pytest.importorskip("onnx", reason="the small graph is built with onnx")
@@ -53,6 +53,12 @@ def test_openvino_computes_fp32_files_in_fp32(tmp_path: Path) -> None:
     backend = open_backend(_write("openvino", tmp_path, describe()))
     compiled = backend._compiled  # type: ignore[union-attr]  # the setting has no other witness
     assert str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()) == "f32"
+
+
+def test_onnxruntime_rounds_no_fp32_on_a_gpu() -> None:
+    for device, number in (("cuda", "0"), ("cuda:2", "2")):
+        provider = OnnxRuntimeBackend._provider(device)
+        assert provider == ("CUDAExecutionProvider", {"device_id": number, "use_tf32": "0"})
 
 
 def test_openvino_pins_no_engine_to_the_cores_of_another(tmp_path: Path) -> None:

@@ -51,6 +51,27 @@ def test_a_backend_answers_like_the_graph_in_eval_mode_and_restores_the_mode(
         np.testing.assert_array_equal(found[name], value.numpy())
 
 
+def test_fp32_is_not_rounded_on_a_gpu(student: Student) -> None:
+    seen = []
+
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    class Failing(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(flags())
+            raise ValueError("nothing to see")
+
+    backend = TorchBackend(student)
+    backend._graph = Failing()
+    before = flags()
+    assert any(before)  # else the test shows nothing
+    with pytest.raises(ValueError, match="nothing to see"):
+        backend.run(np.zeros((1, 32, 32, 3), np.uint8))
+    assert seen == [(False, False)]
+    assert flags() == before
+
+
 def test_running_does_not_move_the_batch_statistics(student: Student) -> None:
     student.train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
