@@ -490,6 +490,23 @@ def test_depth_matching_is_known_by_hand() -> None:
     assert later.quality[0].item() == pytest.approx(0.725)
 
 
+@pytest.mark.parametrize(
+    ("options", "overlap"),
+    [
+        # 20 x 20 shared of 2 * 1600 - 400; the hull has 60 x 60
+        ({}, 1 / 7),
+        ({"overlap": "giou"}, 1 / 7 - 800 / 3600),
+    ],
+)
+def test_a_detection_beside_its_object_overlaps_it_as_the_recipe_says(
+    options: dict[str, Any], overlap: float
+) -> None:
+    teacher = one_image([[20.0, 20.0, 60.0, 60.0]], [[0.6]], flat([0.9]), [OBJECT])
+    options = {"depth_weight": 0, "quality": "match", **options}
+    found = ask(build_pseudo_masks({"depth_matched": options}), teacher)
+    assert found.quality[0].item() == pytest.approx(0.1 * overlap + 0.9 * 0.6)
+
+
 # ---------------------------------------------------------------------------------------------
 # All methods
 

@@ -77,6 +77,20 @@ def test_every_warm_up_of_a_recipe_that_ships_ends_within_its_schedule(name: str
         assert getattr(build_copy_paste(recipe.copy_paste), "warmup_steps", 0) < left
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in known_recipes() if name.startswith("pseudo_depth")]
+)
+def test_depth_consistency_waits_for_the_colours_and_is_whole_when_the_teacher_starts(
+    name: str,
+) -> None:
+    recipe = read_recipe(find_recipe(name))
+    term = recipe.terms["depth_consistency"]
+    assert recipe.teacher is not None
+    assert term["start_steps"] == recipe.terms["pairwise"]["warmup_steps"]
+    start = recipe.teacher.start_step(recipe.schedule.max_iters)
+    assert int(term["start_steps"]) + int(term["warmup_steps"]) <= start
+
+
 PUBLISHED = [
     f"{method}_resnet{depth}{schedule}"
     for method, schedules in {

@@ -176,6 +176,12 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("depth", "BoxInst + depth head, depth terms", (_HEAD, _CONSISTENCY)),
     Row(
+        "depth_paper",
+        "the same, interpolated after the product as in the paper",
+        (f"terms.depth={{form: paper, warmup_steps: {_HALF}}}", _CONSISTENCY),
+        "depth",
+    ),
+    Row(
         "pseudo_depth",
         "Pseudo-Depth: + depth-matched masks of a teacher",
         (

@@ -528,14 +528,17 @@ class BoxTeacher(_OfDetections):
 class DepthMatched(_OfDetections):
     """Depth-aware one-to-one matching of Pseudo-Depth (arXiv:2403.01214).
 
-    Objects and detections are matched so that the sum of S = a * GIoU + b * depth match +
+    Objects and detections are matched so that the sum of S = a * IoU + b * depth match +
     (1 - a - b) * score0 is largest, where b falls to 0 over the schedule; a match counts if its S
     is above the threshold. The pseudo mask is soft. The paper does not give a and b; they are those
-    of the author's development tree, which also takes generalised IoU where the paper has IoU.
+    of the author's development tree.
     """
 
+    overlap: Literal["iou", "giou"] = "iou"
+    """iou: of the boxes, as in the paper; giou: generalised IoU, as in the author's development
+    tree."""
     box_weight: Share = 0.1
-    """Weight a of the boxes' generalised IoU."""
+    """Weight a of the boxes' overlap."""
     depth_weight: Share = 0.3
     """Weight b of the depth match at the start."""
     match_threshold: Share = 0.5
@@ -562,9 +565,9 @@ class DepthMatched(_OfDetections):
         masks = _masks_of(teacher, image, found.location_index)  # (D, h, w)
         depth_weight = self.depth_weight * (1 - teacher.progress)
         scores = (1 - self.box_weight - depth_weight) * found.scores[None]
-        scores = scores + self.box_weight * generalized_box_iou(
-            teacher.batch.boxes[image], found.boxes
-        )  # (n, D)
+        overlap_of = box_iou if self.overlap == "iou" else generalized_box_iou
+        overlap = overlap_of(teacher.batch.boxes[image], found.boxes)  # (n, D)
+        scores = scores + self.box_weight * overlap
         if self.needs_depth:
             agrees, known = _depth_maps(
                 teacher.batch,
