@@ -171,6 +171,24 @@ def test_dice_matches_the_reference() -> None:
     )
 
 
+def test_projection_of_half_a_box_is_known_by_hand() -> None:
+    # The box has cells (0, 0) and (0, 1) of 2 x 2, the first mask only (0, 0), the second all four,
+    # the third is the box. 1 0 against 1 1 is 1 - 2 / (1 + 2): the first's columns, the second's
+    # rows; all else is equal.
+    masks = torch.tensor([[[1.0, 0], [0, 0]], [[1, 1], [1, 1]], [[1, 1], [0, 0]]])
+    box = torch.tensor([[1.0, 1], [0, 0]]).expand(3, 2, 2)
+    value = projection_loss(100 * (2 * masks - 1), box)
+    close(value, torch.tensor([1 / 3, 1 / 3, 0.0]))
+
+
+def test_projection_teaches_the_largest_logit_of_a_row_and_a_column_alone() -> None:
+    logits = torch.tensor([[[0.5, -1.0], [-2.0, -3.0]]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(projection_loss(logits, torch.ones(1, 2, 2)).sum(), logits)
+    # (0, 0) is the largest of row 0 and of column 0, (0, 1) of column 1, (1, 0) of row 1
+    assert (gradient < 0).tolist() == [[[True, True], [True, False]]]
+    assert gradient[0, 1, 1].item() == 0
+
+
 def test_projection_matches_the_reference() -> None:
     value = projection_loss(reference("mask_logits"), reference("box_masks"))
     close(value, reference("projection_per_instance"))
@@ -326,6 +344,13 @@ def test_sums_over_nothing_are_zero() -> None:
     assert varifocal_loss(empty, empty).item() == 0
     assert varifocal_loss(empty, empty, constant_weight=False).item() == 0
     assert F.relu(dice_loss(empty, empty)).shape == (0,)
+    assert [each.shape for each in distance_iou(torch.zeros(0, 4), torch.zeros(0, 4))] == [(0,)] * 2
+    assert centerness(torch.zeros(0, 4)).shape == (0,)
+    none = torch.zeros(0, 5, 5)
+    assert projection_loss(none, none).shape == (0,)
+    edges = torch.ones(2, 4, 1, 5, 5, dtype=torch.bool)
+    total, pairs = pairwise_loss(none, none, edges, torch.zeros(0, dtype=torch.long))
+    assert total.item() == pairs.item() == 0
 
 
 def test_depth_loss_is_known_by_hand_and_zero_without_cells() -> None:

@@ -1,5 +1,6 @@
 """What a step is taught: the order of teacher, pseudo masks, pasting and view, and its state."""
 
+import colorsys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -166,3 +167,40 @@ def test_a_view_of_no_probability_is_the_clean_image() -> None:
     view = StudentView(ViewRecipe(jitter=0, grayscale=0, blur=0))(BATCH)
     assert torch.equal(view, BATCH.images)
     assert view is not BATCH.images
+
+
+def views(recipe: ViewRecipe, image: torch.Tensor, count: int = 300) -> torch.Tensor:
+    """Return views of one image (3, 8, 8), (count, 3, 8, 8)."""
+    torch.manual_seed(0)
+    clean = replace(
+        BATCH, images=image[None].repeat(count, 1, 1, 1), sizes=torch.tensor([[8, 8]] * count)
+    )
+    return StudentView(recipe)(clean)
+
+
+def test_jitter_has_the_published_strengths_and_probability() -> None:
+    # Brightness alone changes an even grey: 100 becomes 60 to 140, in four of five images; one in
+    # 80 of those keeps its value. Each change may round down. The standard error of a share of 300
+    # is at most .03.
+    grey = views(ViewRecipe(), torch.full((3, 8, 8), 100, dtype=torch.uint8))[:, 0, 0, 0].int()
+    assert 57 <= int(grey.min()) < 66
+    assert 132 < int(grey.max()) <= 140
+    assert abs(float((grey == 100).float().mean()) - 0.21) < 0.1
+    # Of these changes hue alone turns the hue of an even colour, by up to a tenth of the circle.
+    colour = torch.tensor([160, 80, 80], dtype=torch.uint8)[:, None, None].expand(3, 8, 8)
+    turned = []
+    for red, green, blue in views(ViewRecipe(jitter=1, grayscale=0), colour)[:, :, 0, 0].tolist():
+        hue = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)[0]
+        turned.append((hue + 0.5) % 1 - 0.5)
+    assert -0.12 < min(turned) < -0.08
+    assert 0.08 < max(turned) < 0.12
+
+
+def test_colour_is_lost_and_sharpness_too_as_often_as_published() -> None:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=generator)
+    grey = views(ViewRecipe(jitter=0, blur=0), noise)
+    assert abs(float((grey[:, 0] == grey[:, 1]).flatten(1).all(dim=1).float().mean()) - 0.2) < 0.1
+    blurred = views(ViewRecipe(jitter=0, grayscale=0), noise)
+    # a sigma near .1 changes nothing: a tenth of the blurs
+    assert abs(float((blurred != noise).flatten(1).any(dim=1).float().mean()) - 0.45) < 0.1
