@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boxseg.errors import BoxSegError
+from boxseg.errors import BackendMissingError, BoxSegError
 from boxseg.runtime import commands
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from boxseg.runtime.benchmark import StageTime
+    from boxseg.runtime.cuda_driver import CudaDevice
     from boxseg.runtime.segmenter import Segmenter
 
 FRAMES = 64
@@ -90,6 +91,21 @@ def _threads(path: Path, asked: int | None, device: str | None) -> int | None:
     if asked is not None or not on_cpu or commands.is_torch_model(path):
         return asked
     return None if path.suffix.lower() in ENGINE_SUFFIXES else usable_cores()
+
+
+def _gpu(path: Path, device: str | None) -> CudaDevice | None:
+    """Open the GPU that a file will run on; None for other devices, and where there is none."""
+    from boxseg.runtime.backends import ENGINE_SUFFIXES
+    from boxseg.runtime.cuda_driver import CudaDevice
+
+    is_engine = path.suffix.lower() in ENGINE_SUFFIXES
+    kind, _, number = (device or ("cuda" if is_engine else "cpu")).lower().partition(":")
+    if kind != "cuda" or not (number or "0").isdigit():
+        return None
+    try:
+        return CudaDevice(int(number or 0))
+    except BackendMissingError:  # the engine says it in its own words
+        return None
 
 
 def _refused(name: str, batch: int, run: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -306,6 +322,8 @@ def bench(
 
     if max_images is not None and data is None:
         raise click.UsageError("--max-images is for --data")
+    if plot_file is not None:
+        bench_report.check_plot(plot_file)
     frames, text = _frames(source, data)
     names = [str(path) for path in models]
     if len(set(names)) < len(names):
@@ -320,8 +338,11 @@ def bench(
     def opened(path: Path, own_threads: int | None) -> Segmenter:
         return commands.open_model(path, conf=conf, device=device, threads=own_threads, **limits)
 
+    gpus: dict[str, str | None] = {}
     for path in models:
-        watch.start()
+        gpu = _gpu(path, device)
+        gpus[str(path)] = None if gpu is None else gpu.description
+        watch.start(gpu)
         begin = time.perf_counter()
         segmenters[str(path)] = opened(path, given[str(path)])
         load_ms[str(path)] = (time.perf_counter() - begin) * 1000
@@ -359,6 +380,7 @@ def bench(
             "backend": segmenter.backend.name,
             "engine_version": benchmark.package_version(segmenter.backend.name),
             "device": segmenter.backend.device,
+            "gpu": gpus[name],
             "precision": segmenter.metadata.precision,
             "threads": given[name],
             "input": commands.input_text(segmenter),

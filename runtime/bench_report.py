@@ -36,7 +36,8 @@ INSIDE = {
     "frames",
     "memory": "resident memory that loading the file (with one empty frame, where the input has a "
     "fixed size) added to this process, and its peak meanwhile; the first file of an engine "
-    "carries the engine's libraries",
+    "carries the engine's libraries; on a GPU also what it added to all that is taken there, by "
+    "whatever program",
     "accuracy": "COCO AP in percent of the same opened file at conf 0, before any time was taken",
 }
 """What each number holds."""
@@ -52,7 +53,11 @@ def _memory_text(memory: Mapping[str, Any]) -> str:
     """Say what a file costs in memory."""
     parts = [
         f"{memory[key] / 2**20:.0f} MiB {what}"
-        for key, what in (("resident_bytes", "resident"), ("peak_bytes", "at its peak"))
+        for key, what in (
+            ("resident_bytes", "resident"),
+            ("peak_bytes", "at its peak"),
+            ("gpu_bytes", "on the GPU"),
+        )
         if memory[key] is not None
     ]
     return ", ".join(parts) if parts else "not known on this system"
@@ -75,9 +80,10 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
     Args:
         record: One entry of `models` in the JSON.
     """
+    device = record["device"] if record["gpu"] is None else f"{record['device']}, {record['gpu']}"
     heading = (
         f"{record['model']} ({record['bytes'] / 1e6:.1f} MB): {record['backend']} on "
-        f"{record['device']}, {record['precision']}, {threads_text(record)}, {record['input']}, "
+        f"{device}, {record['precision']}, {threads_text(record)}, {record['input']}, "
         f"loaded in {record['load_ms']:.0f} ms"
     )
     lines = [
@@ -221,19 +227,35 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_plot(path: Path) -> None:
+    """Refuse before the work what cannot be drawn after it.
+
+    Raises:
+        BackendMissingError: if matplotlib is not installed.
+        ValueError: if it writes no such files.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ModuleNotFoundError:
+        raise BackendMissingError(
+            "--plot needs matplotlib, which is not installed; pip install boxseg[train]"
+        ) from None
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise ValueError(f"--plot must end in .{', .'.join(sorted(kinds))}, got {path}")
+
+
 def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the medians of the stages of each model as one bar, with the total's p99.
 
     Raises:
         BackendMissingError: if matplotlib is not installed.
+        ValueError: if it writes no such files.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise BackendMissingError(
-            "--plot needs matplotlib, which is not installed; pip install boxseg[train]"
-        ) from None
+    check_plot(path)
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({"svg.hashsalt": "boxseg"}):  # the same bytes for the same record
         figure = Figure(figsize=(9, 0.6 * len(records) + 1.6), layout="constrained")
         axes = figure.subplots()

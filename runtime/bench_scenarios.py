@@ -21,6 +21,7 @@ from boxseg.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
     from boxseg.runtime.backends import Backend
+    from boxseg.runtime.cuda_driver import CudaDevice
 
 OBJECT_SHARE = 8
 """A synthetic object's box has this share of the input's sides: 1 / 8 of each."""
@@ -258,8 +259,8 @@ def measure_paced(
         clock: Seconds that only grow.
         sleep: Waits so many seconds.
     """
-    if not hz > 0:
-        raise ValueError(f"hz must be above 0, got {hz}")
+    if not 0 < hz < float("inf"):
+        raise ValueError(f"hz must be above 0 and finite, got {hz}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     period = 1 / hz
@@ -377,6 +378,8 @@ class Memory:
     """What stays."""
     peak_bytes: int | None
     """The most at any moment of it."""
+    gpu_bytes: int | None = None
+    """What stays on the GPU."""
 
 
 def forget_peak() -> bool:
@@ -395,6 +398,8 @@ class MemoryWatch:
         self.peak_bytes = read_status("VmHWM")
         self._counts = False
         self._before: int | None = None
+        self._gpu: CudaDevice | None = None
+        self._gpu_before = 0
 
     def _note(self) -> int | None:
         peak = read_status("VmHWM")
@@ -402,16 +407,19 @@ class MemoryWatch:
             self.peak_bytes = max(peak, self.peak_bytes)
         return peak
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, gpu: CudaDevice | None = None) -> None:
+        """Begin; with a GPU, watch its memory too."""
         self._note()
+        self._gpu = gpu
+        self._gpu_before = 0 if gpu is None else gpu.taken_bytes()
         self._counts = forget_peak()
         self._before = read_status("VmRSS")
 
     def stop(self) -> Memory:
         """End."""
         peak, now, before = self._note(), read_status("VmRSS"), self._before
+        on_gpu = None if self._gpu is None else max(0, self._gpu.taken_bytes() - self._gpu_before)
         if before is None or now is None:
-            return Memory(None, None)
+            return Memory(None, None, on_gpu)
         most = max(0, peak - before) if peak is not None and self._counts else None
-        return Memory(max(0, now - before), most)
+        return Memory(max(0, now - before), most, on_gpu)

@@ -545,9 +545,7 @@ def _engine_devices(name: str) -> tuple[list[str], str | None]:
             from boxseg.runtime.engine_sidecar import check_version
 
             check_version(module.__version__)
-            gpu = CudaDevice()
-            cuda = f"{gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
-            return [f"{gpu.name} ({gpu.compute_capability}, driver of CUDA {cuda})"], None
+            return [CudaDevice().description], None
         return [str(device) for device in module.Core().available_devices], None
     except Exception as error:  # a doctor reports whatever is wrong
         return [], " ".join(f"{type(error).__name__}: {error}".split())

@@ -36,6 +36,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (ctypes.POINTER(_POINTER), ctypes.c_uint),
     "cuStreamSynchronize": (_POINTER,),
     "cuStreamDestroy_v2": (_POINTER,),
+    "cuMemGetInfo_v2": (ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)),
     "cuMemAlloc_v2": (ctypes.POINTER(_POINTER), _SIZE),
     "cuMemFree_v2": (_POINTER,),
     "cuMemHostAlloc": (ctypes.POINTER(_POINTER), _SIZE, ctypes.c_uint),
@@ -141,6 +142,19 @@ class CudaDevice:
     def activate(self) -> None:
         """Make this GPU the current one of the calling thread; each thread has to."""
         self._driver("cuCtxSetCurrent", self._context)
+
+    @property
+    def description(self) -> str:
+        """Name, compute capability and driver, for people."""
+        cuda = f"{self.driver_version // 1000}.{self.driver_version % 1000 // 10}"
+        return f"{self.name} ({self.compute_capability}, driver of CUDA {cuda})"
+
+    def taken_bytes(self) -> int:
+        """Return how much of the GPU's memory is taken, by this process and all others."""
+        self.activate()
+        free, total = _SIZE(), _SIZE()
+        self._driver("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return total.value - free.value
 
     def allocate(self, size_bytes: int) -> int:
         """Return the address of new memory on the GPU."""

@@ -158,6 +158,12 @@ def test_a_paced_model_is_timed_from_the_tick() -> None:
     assert found["a"].latency.p99 == pytest.approx(20)
 
 
+@pytest.mark.parametrize("hz", [0.0, float("nan"), float("inf")])
+def test_a_pace_that_is_none_is_refused(hz: float) -> None:
+    with pytest.raises(ValueError, match="hz must be above 0 and finite"):
+        measure_paced({}, [], hz=hz)
+
+
 def test_a_model_that_is_too_slow_drops_frames() -> None:
     # ticks every 100 ms, 250 ms of work: from the tick at 0 to 250; the newest then is of 200,
     # that of 100 is dropped; done at 500 (latency 300), when that of 500 has just come
@@ -172,7 +178,7 @@ def test_a_model_that_is_too_slow_drops_frames() -> None:
     assert found.latency.minimum >= 249
     assert found.latency.p99 < 351
     assert found.dropped >= 10
-    with pytest.raises(ValueError, match="hz must be above 0, got 0"):
+    with pytest.raises(ValueError, match="hz must be above 0 and finite, got 0"):
         measure_paced({"a": slow}, FRAMES, hz=0)
 
 

@@ -377,6 +377,17 @@ def test_a_report_that_names_a_folder_is_refused_before_the_work(
     assert f"File '{folder}' is a directory" in capsys.readouterr().err
 
 
+def test_a_plot_of_an_unknown_kind_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("times.xyz", "times"):
+        assert _run("bench", tmp_path / "gone.onnx", "--plot", tmp_path / name) == 2
+        error = capsys.readouterr().err
+        assert "--plot must end in " in error
+        assert f"got {tmp_path / name}" in error
+
+
 def test_a_model_that_does_not_open_leaves_no_folder(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "foreign.onnx").write_bytes(b"no model")
     assert _run("predict", tmp_path / "foreign.onnx", folder, "--out", tmp_path / "out") == 8

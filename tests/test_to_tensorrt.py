@@ -313,6 +313,25 @@ def test_the_memory_is_given_back(trt: Any, driver: Path, tmp_path: Path) -> Non
     assert live() == before
 
 
+@pytest.mark.parametrize("trt", [10], indirect=True)
+def test_bench_names_the_gpu_and_its_memory(trt: Any, tmp_path: Path) -> None:
+    path = write(build_engine(small_graph(), open_toolkit()), tmp_path / "best.engine")
+    record = tmp_path / "bench.json"
+    words = ["bench", str(path), "--iters", "1", "--warmup", "0", "--json", str(record)]
+    assert cli.run([*words, "--markdown", str(tmp_path / "bench.md")]) == 0
+    (model,) = json.loads(record.read_text())["models"]
+    assert (model["device"], model["gpu"]) == (
+        "cuda:0",
+        "Stand-in GPU (8.6, driver of CUDA 12.8)",
+    )
+    # an input of 96 x 160 x 3 bytes, and float32 outputs
+    numbers = sum(values.size for values in dense_outputs(4).values())
+    assert model["memory"]["gpu_bytes"] == 96 * 160 * 3 + 4 * numbers
+    report = (tmp_path / "bench.md").read_text()
+    assert "tensorrt on cuda:0, Stand-in GPU (8.6, driver of CUDA 12.8), fp32" in report
+    assert "0 MiB on the GPU" in report
+
+
 def test_a_thread_without_the_gpu_is_an_error_of_the_driver(trt: Any) -> None:
     device = cuda_driver.CudaDevice()
     caught: list[BaseException] = []
