@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxseg.configs import find_recipe
 from boxseg.student import Student
@@ -181,3 +185,57 @@ def test_every_part_of_a_method_acts_and_its_gradients_reach_what_they_should(
         share = 0.5  # the mean of the copy and the student after this step, which the ramp takes
         assert keep > share
         torch.testing.assert_close(now, share * old + (1 - share) * student.detach())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host of a GPU wait for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.count = 0
+        for name in ("tolist", "cpu", "numpy"):
+            monkeypatch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(tensor: torch.Tensor, *args: Any, **keys: Any) -> Any:
+            self.count += 1
+            return method(tensor, *args, **keys)
+
+        return counted
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(
+            part is not None and part.dtype == torch.bool for part in args[1]
+        )
+        self.count += by_mask or name in ("nonzero", "_local_scalar_dense", "_unique2")
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_does_not_wait_for_each_object(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "boxseg_depth_mobilenetv2"
+    start = ("teacher.start=0", "model.frozen_stages=0", "schedule.max_iters=30000")
+    recipe = read_recipe(find_recipe(name), [*TINY, *start, *WHOLE[name]])
+    engine = Engine(recipe, RunSettings(data=scenes, out=tmp_path / "run", device="cpu"))
+    engine.step = 29000
+    confident(engine.student)
+    batch = collate([engine.images[index] for index in range(2)])
+    waits = Waits(monkeypatch)
+    counts = []
+    for objects in (1, 1, 20):  # the first fills the bank
+        boxes = [rows[:1] + torch.arange(objects)[:, None] / 100 for rows in batch.boxes]
+        labels = [rows[:1].expand(objects) for rows in batch.labels]
+        with waits:
+            before = waits.count
+            given = replace(batch, boxes=boxes, labels=labels)
+            lesson = engine.supervision.prepare(given, engine.student, engine.step)
+            engine.module(StepInput(lesson, engine.step))
+            counts.append(waits.count - before)
+    # One pass for every 6 objects, with 2 waits each: 38 objects more are 6 passes more. What is
+    # pasted may cost another wait.
+    assert counts[1] > 10
+    assert counts[2] - counts[1] < 38 / 2
