@@ -988,7 +988,10 @@ def export(
         beside = _accompany(written, kind, own, answers.get(form), data, accuracy_images, where)
         content["files"].append({"format": kind, "form": form} | written.as_dict() | beside)
         if written.parity is None and written.audit is not None:
-            unverified.append(f"{written.path}: {written.audit.engine} cannot run it here")
+            unverified.append(
+                f"{written.path}: {written.audit.engine} cannot run it here; boxseg verify it "
+                "where an engine can"
+            )
     if report_path is not None and truth is not None:
         from boxseg.export import precision_report
 
@@ -1015,16 +1018,39 @@ def export(
         raise UnverifiedError("; ".join(unverified))
 
 
+def _final_name(file: Path) -> Path | None:
+    """Return the name that an unverified file gets if it passes; None for other files."""
+    from boxseg.runtime.golden_sample import UNVERIFIED
+
+    if not file.name.endswith(UNVERIFIED):
+        return None
+    final = file.with_name(file.name.removesuffix(UNVERIFIED))
+    if final.exists():
+        raise click.UsageError(f"{file} would become {final}, which is there; move it away first")
+    return final
+
+
+def _accept(file: Path, proof: str, result: Mapping[str, Any], against: Path | None = None) -> None:
+    """Give a file that passed its name."""
+    from boxseg.export.manifest import accept
+
+    private = (file,) if against is None else (file, against)
+    click.echo(f"verified     {accept(file, proof, result, private)}, as it is called from now on")
+
+
 def _replay(file: Path, device: str | None, json_path: Path | None) -> None:
     """Replay the golden sample of a file; nothing of torch is needed."""
     from boxseg.runtime.golden_sample import replay
 
+    final = _final_name(file)
     replayed = replay(file, device)
     _echo(replayed.lines())
     _write_json(json_path, replayed.as_dict())
     reason = replayed.failure()
     if reason is not None:
         raise ParityError(f"{file}: {reason}")
+    if final is not None:
+        _accept(file, "replay", replayed.as_dict())
 
 
 @click.command()
@@ -1054,12 +1080,12 @@ def verify(
 
     It needs an engine and no torch, takes about a second, and says whether preprocessing, engine
     and decoding on this machine give the answer that the network gave. A damaged or exchanged file
-    is exit code 8.
+    is exit code 8. A file that is called NAME.unverified gets its NAME if it passes.
 
     --against NETWORK holds the file against the network itself, on images.
     """
     from boxseg.export.verify import check_metadata, hold
-    from boxseg.runtime.backends import open_backend
+    from boxseg.runtime.golden_sample import open_shelved
     from boxseg.runtime.preprocess import Fit
 
     if against is None:
@@ -1067,7 +1093,8 @@ def verify(
             raise click.UsageError("--data is for --against; the golden sample is one image")
         _replay(file, device, json_path)
         return
-    exported = open_backend(file)
+    final = _final_name(file)
+    exported = open_shelved(file)
     said = exported.metadata
     size = said.imgsz
     if not isinstance(size, Fit):
@@ -1087,3 +1114,5 @@ def verify(
     _write_json(json_path, report.as_dict())
     if not report.passed:
         raise ParityError(f"{file}: {report.failure()}")
+    if final is not None:
+        _accept(file, "parity", report.as_dict(), against)

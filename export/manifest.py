@@ -25,9 +25,11 @@ from boxseg.runtime import accuracy
 from boxseg.runtime.benchmark import package_version
 from boxseg.runtime.golden_sample import (
     MANIFEST_VERSION,
+    UNVERIFIED,
     answer,
     describe_files,
     expected_answer,
+    parts_of,
     sha256_of,
     sidecars,
 )
@@ -247,9 +249,7 @@ def write_sidecars(
         },
     }
     manifest: dict[str, Any] = portable(content, story.private) | {"golden": sample}
-    text = json.dumps(_finite(manifest), indent=1, allow_nan=False)
-    places.manifest.write_text(text + "\n", encoding="utf-8")
-    places.card.write_text(model_card(manifest), encoding="utf-8")
+    _write_manifest(path, manifest)
     return manifest
 
 
@@ -275,6 +275,41 @@ def expected(reference: Backend, golden: Golden, precision: str) -> dict[str, An
     gate = GATES[precision]
     answered = expected_answer(reference, golden.frame, gate.tensors, gate)
     return {"reference": "the network in torch", **answered}
+
+
+def accept(path: Path, proof: str, result: Mapping[str, Any], private: tuple[Path, ...]) -> Path:
+    """Give an unverified file and what lies beside it their names, now that an engine has run it.
+
+    Args:
+        path: The file or folder.
+        proof: What the manifest calls the result: parity or replay.
+        result: JSON types.
+        private: As in `Story`.
+
+    Returns:
+        The final path.
+    """
+    final = path.with_name(path.name.removesuffix(UNVERIFIED))
+    for part in parts_of(path):
+        part.rename(part.with_name(final.name + part.name[len(path.name) :]))
+    places = sidecars(final)
+    if places.manifest.is_file():
+        manifest = json.loads(places.manifest.read_text(encoding="utf-8"))
+        proofs = {**manifest["proofs"], proof: portable(result, private)}
+        manifest |= {"name": final.name, "verified": True, "proofs": proofs}
+        manifest["files"] = describe_files(final)
+        if manifest["golden"] is not None:
+            manifest["golden"]["image"] = places.golden.name
+        _write_manifest(final, manifest)
+    return final
+
+
+def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a file, and its card."""
+    places = sidecars(path)
+    text = json.dumps(_finite(manifest), indent=1, allow_nan=False)
+    places.manifest.write_text(text + "\n", encoding="utf-8")
+    places.card.write_text(model_card(manifest), encoding="utf-8")
 
 
 def remove_sidecars(path: Path) -> None:

@@ -50,6 +50,12 @@ def _parity_lines(proofs: Mapping[str, Any], verified: bool) -> list[str]:
     lines = []
     if not verified:
         lines += ["**Not verified:** no engine where it was written could run it.", ""]
+    if "replay" in proofs:
+        lines += [
+            "No engine where it was written could run it. Since then "
+            f"{proofs['replay']['backend']}, has: its golden sample was answered as expected.",
+            "",
+        ]
     for key, what in (("parity", "The file"), ("imitation", "Its graph with rounding imitated")):
         found = proofs.get(key)
         if found is None:

@@ -206,7 +206,12 @@ def audit_openvino(xml: Path, asked: str, expected: int) -> Audit:
 
     core = openvino.Core()
     model = core.read_model(str(xml))
-    compiled = core.compile_model(model, "CPU", openvino_settings(asked))
+    executed: dict[str, int] = {}
+    refusal = None
+    try:
+        executed = executed_by_openvino(core.compile_model(model, "CPU", openvino_settings(asked)))
+    except RuntimeError as error:  # all of its errors are one or its children
+        refusal = str(error).strip().splitlines()[-1].strip()
     # its fp16 units are used only where every node is narrowed, the ones that must stay too
     able = {"FP32": "fp32", "BF16": "bf16", "INT8": "int8"}
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -214,9 +219,10 @@ def audit_openvino(xml: Path, asked: str, expected: int) -> Audit:
         asked,
         "OpenVINO on the CPU",
         stored_in_openvino(model),
-        executed_by_openvino(compiled),
+        executed,
         tuple(able[word] for word in capabilities if word in able),
         expected,
+        refusal,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxseg.errors import FileMismatchError
+from boxseg.errors import BoxSegError, FileMismatchError
 from boxseg.runtime.agreement import (
     DetectionDifference,
     FixedLimits,
@@ -33,7 +34,12 @@ from boxseg.runtime.agreement import (
     match_detections,
     score_cut,
 )
-from boxseg.runtime.backends import open_backend
+from boxseg.runtime.backends import (
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
+    TensorRTBackend,
+    open_backend,
+)
 from boxseg.runtime.detections import Detections
 from boxseg.runtime.images import read_image
 from boxseg.runtime.metadata import Metadata
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
     from boxseg.runtime.backends import Backend
 
 MANIFEST_VERSION = 1
+UNVERIFIED = ".unverified"
+"""Ends the name of a file that no engine could run where it was written."""
 DIGEST_SAMPLES = 64
 """Numbers of each output that the manifest holds."""
 ROWS_SWAP = frozenset({"labels", "levels", "locations", "boxes", "parameters", "mask_logits"})
@@ -76,6 +84,32 @@ def sidecars(path: Path) -> Sidecars:
         path.with_name(f"{path.name}.golden.png"),
         path.with_name(f"{path.name}.md"),
     )
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return a file or folder and all that lies beside it under its name."""
+    beside = path.parent.iterdir()
+    return [path, *sorted(part for part in beside if part.name.startswith(f"{path.name}."))]
+
+
+def open_shelved(
+    path: Path, device: str | None = None, threads: int | None = None
+) -> OnnxRuntimeBackend | OpenVinoBackend | TensorRTBackend:
+    """Open a file as `open_backend` does, and one that is unverified by the name that it hides.
+
+    The name tells the engine, so the file is opened through links of that name.
+    """
+    if not path.name.endswith(UNVERIFIED) or not path.is_file():
+        return open_backend(path, device, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        name = path.name.removesuffix(UNVERIFIED)
+        for part in parts_of(path):
+            link = Path(folder) / f"{name}{part.name[len(path.name) :]}"
+            link.symlink_to(part.resolve())
+        try:
+            return open_backend(Path(folder) / name, device, threads)
+        except BoxSegError as error:
+            raise type(error)(str(error).replace(str(Path(folder) / name), str(path))) from error
 
 
 def model_files(path: Path) -> list[Path]:
@@ -425,7 +459,7 @@ def replay(path: Path, device: str | None = None, threads: int | None = None) ->
     with _damage(place):
         frame = _golden_frame(path, golden)
     begin = time.perf_counter()
-    backend = open_backend(path, device, threads)
+    backend = open_shelved(path, device, threads)
     loaded = time.perf_counter()
     found = answer(backend, frame)
     end = time.perf_counter()

@@ -11,14 +11,16 @@ import pytest
 from deployed import dense_outputs, describe, write_onnx
 from PIL import Image
 
+from boxseg import cli
 from boxseg.errors import DataError
 from boxseg.export import manifest
 from boxseg.export.manifest import Golden, Story, golden_image, score_file, write_sidecars
 from boxseg.export.model_card import model_card
 from boxseg.runtime.agreement import EXACT, Tolerance
 from boxseg.runtime.backends import open_backend
-from boxseg.runtime.golden_sample import expected_answer, replay, sidecars
+from boxseg.runtime.golden_sample import expected_answer, parts_of, replay, sidecars
 
+ENDS = (".manifest.json", ".golden.png", ".md")
 FRAME = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 TOLERANCES = dict.fromkeys(dense_outputs(0), Tolerance(1e-4, 1e-4))
 STRIP = {
@@ -93,6 +95,49 @@ def test_what_is_written_replays(exported: Path) -> None:
     assert json.loads(sidecars(exported).manifest.read_text()) == said
     np.testing.assert_array_equal(np.asarray(Image.open(sidecars(exported).golden)), FRAME)
     assert replay(exported, threads=1).passed
+
+
+def test_an_unverified_file_gets_its_name_where_it_can_run(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = written(exported)
+    assert not said["verified"]
+    for part in parts_of(exported):  # as if it had been written where no engine runs it
+        part.rename(part.with_name(part.name.replace("best.onnx", "best.onnx.unverified")))
+    shelf = exported.with_name("best.onnx.unverified")
+    names = {path.name for path in exported.parent.iterdir()}
+    assert names == {f"best.onnx.unverified{end}" for end in ("", *ENDS)}
+
+    exported.write_text("mine")
+    assert cli.run(["verify", str(shelf)]) == 2
+    assert "best.onnx, which is there; move it away first" in capsys.readouterr().err
+    exported.unlink()
+
+    place = sidecars(shelf).manifest
+    text = place.read_text()
+    said["golden"]["tensors"][0]["values"][0] += 9.0
+    place.write_text(json.dumps(said))
+    assert cli.run(["verify", str(shelf)]) == 6
+    assert {path.name for path in exported.parent.iterdir()} == names
+    place.write_text(text)
+    capsys.readouterr()
+
+    assert cli.run(["verify", str(shelf)]) == 0
+    assert f"verified     {exported}, as it is called from now on" in capsys.readouterr().out
+    assert {path.name for path in exported.parent.iterdir()} == {
+        f"best.onnx{end}" for end in ("", *ENDS)
+    }
+    text = sidecars(exported).manifest.read_text()
+    said = json.loads(text)
+    assert said["verified"]
+    assert (said["name"], said["files"][0]["name"]) == ("best.onnx", "best.onnx")
+    assert said["golden"]["image"] == "best.onnx.golden.png"
+    assert said["proofs"]["replay"]["passed"]
+    assert str(exported.parent) not in text
+    card = sidecars(exported).card.read_text()
+    assert "Since then onnxruntime, cpu, has: its golden sample was answered as expected." in card
+    assert "Not verified" not in card
+    assert cli.run(["verify", str(exported)]) == 0
 
 
 def test_the_manifest_says_everything_and_no_path_of_this_machine(exported: Path) -> None:

@@ -24,6 +24,7 @@ from boxseg.export.lowering import FLOAT_TYPES, lower, name_nodes, round_to, rou
 from boxseg.export.precision import Kept, lower_network, plan
 from boxseg.export.precision_audit import Audit, audit
 from boxseg.export.to_onnx import TracedGraph
+from boxseg.export.to_openvino import write_openvino
 from boxseg.export.verify import drawn_samples
 from boxseg.runtime.backends import openvino_settings
 from boxseg.runtime.preprocess import Fit
@@ -448,6 +449,21 @@ def test_openvino_executes_what_the_file_stores(tiny_graph: TracedGraph, tmp_pat
         assert careless == {"bf16": layers}
         found = replace(audit(tmp_path / "fp32.xml", "fp32"), executed=careless)
         assert found.failure() is not None
+
+
+def test_a_file_that_openvino_cannot_compile_is_not_run(
+    tiny_graph: TracedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    path = write_openvino(tiny_graph, tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Exception from src/plugin.cpp:1:\nno such layer here\n")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    found = audit(path, "fp32")
+    assert not found.runs
+    assert "not by OpenVINO on the CPU on this machine: no such layer here" in found.lines()[1]
 
 
 def test_fp32_files_ask_openvino_for_fp32_and_others_for_their_own_types() -> None:

@@ -53,6 +53,7 @@ from boxseg.runtime.engine_sidecar import (
     sidecar_path,
     write_sidecar,
 )
+from boxseg.runtime.golden_sample import open_shelved
 from boxseg.runtime.segmenter import Segmenter
 from boxseg.student import Student
 
@@ -311,6 +312,18 @@ def test_the_memory_is_given_back(trt: Any, driver: Path, tmp_path: Path) -> Non
     assert live() > before + 10  # context, stream, and two pieces for each of six tensors
     del backend
     assert live() == before
+
+
+@pytest.mark.parametrize("trt", [10], indirect=True)
+def test_an_unverified_engine_is_opened_with_its_sidecar(trt: Any, tmp_path: Path) -> None:
+    path = write(build_engine(small_graph(), open_toolkit()), tmp_path / "best.engine.unverified")
+    assert open_shelved(path).name == "tensorrt"
+    with pytest.raises(FileMismatchError, match="is no deployed file"):
+        open_backend(path)  # whoever asks for a proven file does not get it
+    values = json.loads(sidecar_path(path).read_text())
+    sidecar_path(path).write_text(json.dumps({**values, "compute_capability": "7.2"}))
+    with pytest.raises(FileMismatchError, match=f"^{path} cannot run here: compute capability"):
+        open_shelved(path)
 
 
 @pytest.mark.parametrize("trt", [10], indirect=True)
