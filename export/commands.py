@@ -1008,6 +1008,7 @@ def export(
             truth,
             max_images=report_images,
             layers=report_layers,
+            gpu=f"cuda:{cuda}",
         )
         _echo(precision_report.report_lines(judged, tried))
         _write_json(report_path, precision_report.as_dict(judged, tried, truth))

@@ -179,10 +179,10 @@ def model_card(manifest: Mapping[str, Any]) -> str:
             "",
         ]
     lines += ["## Weights", "", *_strip_lines(manifest["strip"])]
-    kept = precision.get("kept") or []
-    if kept:
+    if "calibration" in precision:
         lines += [
-            f"Asked: {precision['asked']}; {len(kept)} nodes stay in fp32, the manifest says why.",
+            f"Asked: {precision['asked']}; {len(precision['kept'])} nodes stay in fp32, the "
+            f"manifest says why. Ranges were measured on {precision['calibration']['source']}.",
             "",
         ]
     lines += [

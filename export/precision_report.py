@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WORST = 5
 """Images that are named."""
+ENGINES = {"openvino": "OpenVINO", "trt": "TensorRT"}
+"""Formats whose files are judged themselves: what ONNX Runtime gives is judged on the graph."""
 CLEAR_SCORE = 0.3
 """Detections above it are looked for again."""
 
@@ -331,6 +333,7 @@ def compare_precisions(
     *,
     max_images: int | None = None,
     layers: int = 3,
+    gpu: str | None = None,
 ) -> tuple[list[Judged], list[ReturnedLayer]]:
     """Judge a network in fp32, fp16 and the asked precision on the same images.
 
@@ -341,6 +344,7 @@ def compare_precisions(
         annotation_file: COCO file beside its images.
         max_images: Judge the first so many alone; None judges all.
         layers: In int8, how many layers to give back on trial.
+        gpu: Where TensorRT runs; None is the first.
 
     Returns:
         fp32 first, then fp16, then the asked precision by engine; and the layers tried.
@@ -366,7 +370,7 @@ def compare_precisions(
         judged.append(whole)
         tried = returned_layers(reduced, whole, annotation_file, layers, max_images)
     for kind, path in written.items():
-        if kind == "openvino":
-            name = f"{reduced.precision} {kind}"
-            judged.append(look(name, f"OpenVINO, {path.name}", open_backend(path)))
+        if kind in ENGINES:
+            name, engine = f"{reduced.precision} {kind}", f"{ENGINES[kind]}, {path.name}"
+            judged.append(look(name, engine, open_backend(path, gpu if kind == "trt" else None)))
     return judged, tried

@@ -191,6 +191,15 @@ def test_a_card_without_proof_accuracy_or_recipe_says_so(exported: Path) -> None
     assert "Not measured at export: no --data was given." in card
     assert "does not say how it was trained" in card
     assert "golden" not in card
+    assert "Ranges were measured" not in card
+    said["precision"] = {
+        "asked": "fp16",
+        "kept": [{"node": "a"}, {"node": "b"}],
+        "calibration": {"source": "16 of 20 images of train.json"},
+    }
+    card = model_card(said)
+    assert "Asked: fp16; 2 nodes stay in fp32, the manifest says why." in card
+    assert "Ranges were measured on 16 of 20 images of train.json." in card
 
 
 def test_a_second_export_without_a_sample_removes_the_first_one(exported: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +14,12 @@ from PIL import Image
 
 from boxseg import cli
 from boxseg.checkpoint import save_model
+from boxseg.export import precision_report
 from boxseg.export.precision_report import (
     Judged,
     ReturnedLayer,
     as_dict,
+    compare_precisions,
     markdown,
     points,
     report_lines,
@@ -103,6 +108,26 @@ def test_the_table_has_a_row_per_class_and_a_line_per_precision(tmp_path: Path) 
     without = [precision("fp32", 0.5, None), precision("int8", 0.49, None)]
     assert as_dict(without, [], truth)["loss"]["int8"]["mask"] is None
     assert "| all | 50.0 | - | 49.0 | - |" in markdown(without, [], truth)
+
+
+def test_the_file_of_every_engine_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    def judge(name: str, engine: str, backend: Any, *_: Any) -> Judged:
+        opened.append(backend)
+        return replace(precision(name, 0.5, 0.4), engine=engine)
+
+    monkeypatch.setattr(precision_report, "judge", judge)
+    monkeypatch.setattr(precision_report, "in_memory", lambda model: model)
+    monkeypatch.setattr(precision_report, "open_backend", lambda *words: words)
+    reduced: Any = SimpleNamespace(precision="fp16", imitation="rounded")
+    fp32: Any = SimpleNamespace(model="fp32")
+    names = {"onnx": "a.onnx", "openvino": "a_openvino_model", "trt": "a.engine"}
+    written = {kind: Path(name) for kind, name in names.items()}
+    found, _ = compare_precisions(reduced, fp32, written, Path("val.json"), gpu="cuda:1")
+    assert [entry.name for entry in found] == ["fp32", "fp16", "fp16 openvino", "fp16 trt"]
+    assert found[3].engine == "TensorRT, a.engine"
+    assert opened[2:] == [(written["openvino"], None), (written["trt"], "cuda:1")]
 
 
 @pytest.fixture
