@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,22 @@ def test_openvino_in_cxx_answers_like_python(
     assert said == f"{len(found)} instances\n"
     _check(found, written, picture)
     _check_overlay(found, overlay, picture)
+
+
+def test_what_a_file_of_16_bits_keeps_in_fp32_is_not_rounded(
+    programs: Path, tiny_graph: TracedGraph, picture: Path, tmp_path: Path
+) -> None:
+    # shows something on CPUs with bf16 units, where rounding moves nearly every score
+    from boxseg.export.to_openvino import write_openvino as write_exported
+
+    model = type(tiny_graph.model)()
+    model.CopyFrom(tiny_graph.model)
+    entry = next(entry for entry in model.metadata_props if entry.key == "boxseg")
+    entry.value = json.dumps({**json.loads(entry.value), "precision": "fp16"})
+    xml = write_exported(replace(tiny_graph, model=model), tmp_path / "best_fp16_openvino_model")
+    written = tmp_path / "found.json"
+    run(programs / "openvino_cpp", xml, picture, tmp_path / "overlay.png", written, "0.3")
+    _check(Segmenter(xml, conf=0.3)(np.asarray(Image.open(picture))), written, picture)
 
 
 def test_the_form_topk_is_read_and_graph_is_refused(

@@ -28,11 +28,14 @@ class Segmenter {
         const std::string json = model->get_rt_info<ov::Any>("boxseg").as<std::string>();
         try {
             check(pipeline_open(&around_, json.data(), json.size()));
-            ov::AnyMap settings = {ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY)};
+            // by default CPUs with bf16 units would compute all that is not int8 in 16 bits, also
+            // what export keeps in fp32
+            ov::AnyMap settings = {
+                ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
+                ov::hint::execution_mode(ov::hint::ExecutionMode::ACCURACY),
+            };
             if (around_.metadata.precision == BXS_PRECISION_FP32) {
-                // by default CPUs with bf16 units would compute in 16 bits
                 settings.insert(ov::hint::inference_precision(ov::element::f32));
-                settings.insert(ov::hint::execution_mode(ov::hint::ExecutionMode::ACCURACY));
             }
             if (threads > 0) {
                 settings.insert(ov::inference_num_threads(threads));
