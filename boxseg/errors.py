@@ -9,9 +9,9 @@
     ├── FileMismatchError       8   a foreign, damaged or wrong-version file
     └── UnverifiedError         9   written, but could not be run here
 
-Wrong options and values are ValueError or click's UsageError (2), and so is the path of a model
-that is not there: 8 is for a file that is there and is not what it should be. What is wrong with
-data, missing files included, is 3. An interrupt is 130.
+Wrong options and values are ValueError or click's UsageError (2), and so are the path of a model
+that is not there and a run folder that another process has: 8 is for a file that is there and is
+not what it should be. What is wrong with data, missing files included, is 3. An interrupt is 130.
 """
 
 

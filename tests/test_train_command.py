@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from boxseg import checkpoint
 from boxseg.cli import run
 from boxseg.train import trainer_state
 from boxseg.train.commands import choose_folder
+from boxseg.train.engine import Engine
+from boxseg.train.run_lock import RunLock
 
 RECIPE = """
 model:
@@ -301,7 +304,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place: Path, number: signal.Signals)
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (place / "stopped" / "trainer.pt").is_file():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -350,3 +353,62 @@ def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_when_there_is_room(
     one = torch.load(place / "whole" / "last.pt", weights_only=True)["state_dict"]
     other = torch.load(place / "full" / "last.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_trains_is_left_alone_until_it_is_gone(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", "busy", "-o", "schedule.max_iters=100000", "-o", "data.workers=1"]
+    command = [sys.executable, "-m", "boxseg", "train", "--config", "tiny.yaml"]
+    process = subprocess.Popen([*command, "--data", "reds", "--device", "cpu", *words])
+    try:
+        deadline = time.monotonic() + 240
+        while not (place / "busy" / "trainer.pt").is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for more in ((), ("--resume",)):
+            assert boxseg_train(*words, *more) == 2
+            error = capsys.readouterr().err
+            assert f"busy is in use: process {process.pid} trains there" in error
+            assert error.count("\n") == 1
+        (place / "busy" / "trainer.pt").rename(place / "saved.pt")
+        assert boxseg_train(*words, "--resume") == 2
+        assert f"process {process.pid} trains there" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.wait()
+    # its loader may live for some seconds more; the folder is free at once
+    with RunLock(place / "busy") as lock:
+        lock.take()
+
+
+def test_of_two_runs_that_start_together_one_has_the_folder(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = Engine.start_folder
+
+    def begin_later(engine: Engine) -> None:
+        """Let another run begin and end while this one is being built."""
+        monkeypatch.undo()
+        monkeypatch.chdir(place)
+        assert boxseg_train("--out", "both") == 0
+        building(engine)
+
+    monkeypatch.setattr(Engine, "start_folder", begin_later)
+    assert boxseg_train("--out", "both", "--seed", "1") == 2
+    assert "another run began in both" in capsys.readouterr().err
+    assert yaml.safe_load((place / "both" / "config.yaml").read_text())["seed"] == 0
+    assert not (place / "both" / "run.lock").exists()
+
+
+def test_a_file_system_without_locks_is_said_once(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", lack)
+    assert boxseg_train("--out", "there") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "locked" in line]
+    assert line == "there cannot be locked (No locks available): let no other process train there"

@@ -17,6 +17,7 @@ losses.py          pure functions
 criterion.py       the terms that a recipe lists
 depth_head.py      guides masks by depth while they are trained
 engine.py          the loop: step, validation, saving, resuming
+run_lock.py        a run folder belongs to one process at a time
 transfer.py        start from another model
 trainer_state.py   trainer.pt
 reports.py         progress, metrics.csv, TensorBoard, curves and pictures

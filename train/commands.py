@@ -10,6 +10,7 @@ import click
 from boxseg.configs import find_recipe
 from boxseg.errors import DataError
 from boxseg.train.recipe import Precision, Recipe, read_recipe
+from boxseg.train.run_lock import RunLock, refuse_if_in_use
 
 INTERRUPTED = 130
 RUNS = Path("runs")
@@ -40,6 +41,7 @@ def choose_folder(out: Path | None, default: Path, *, resume: bool) -> Path:
 
     Raises:
         click.UsageError: if the folder is taken, or there is nothing to resume.
+        FolderInUseError: if another process trains in a folder that cannot be taken.
     """
     from boxseg.checkpoint import TRAINER_FILE
 
@@ -48,6 +50,8 @@ def choose_folder(out: Path | None, default: Path, *, resume: bool) -> Path:
         for folder in reversed(folders):
             if (folder / TRAINER_FILE).is_file():
                 return folder
+        for folder in folders:
+            refuse_if_in_use(folder)
         raise click.UsageError(
             f"--resume: there is no {TRAINER_FILE} in {out or default}; "
             "give the folder of a started run with --out"
@@ -56,6 +60,7 @@ def choose_folder(out: Path | None, default: Path, *, resume: bool) -> Path:
         taken = len(_numbered(default))
         return default if not taken else default.with_name(f"{default.name}-{taken + 1}")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        refuse_if_in_use(out)
         raise click.UsageError(
             f"--out {out} exists and is not empty; continue it with --resume, or name a new folder"
         )
@@ -267,40 +272,41 @@ def _run(
     from boxseg.train.engine import Engine, RunInterruptedError, RunSettings
     from boxseg.train.reports import Reports
 
-    engine = Engine(
-        recipe,
-        RunSettings(
-            data=data,
-            out=folder,
-            device=device,
-            devices=devices,
-            weights=weights,
-            resume=resume,
-            strict=strict,
-            compiled=compiled,
-        ),
+    settings = RunSettings(
+        data=data,
+        out=folder,
+        device=device,
+        devices=devices,
+        weights=weights,
+        resume=resume,
+        strict=strict,
+        compiled=compiled,
     )
-    first = engine.fabric.is_global_zero
-    reports = Reports(
-        folder,
-        first_step=engine.step,
-        last_step=recipe.schedule.max_iters,
-        enabled=first,
-    )
-    for line in engine.opening_lines():
-        reports.note(line)
-    if resume and engine.is_complete():
-        reports.note(f"nothing to do: {folder} is complete after step {engine.step}")
-        return
-    engine.start_folder()
-    try:
-        engine.fit(reports)
-    except RunInterruptedError as stop:
-        if first:
-            again = _resume_command(config, data, folder, overrides, device, devices, compiled)
-            click.echo(
-                f"interrupted: saved after step {stop.step} of {recipe.schedule.max_iters}; "
-                f"continue with: {again}",
-                err=True,
-            )
-        raise SystemExit(INTERRUPTED) from None
+    with RunLock(folder) as lock:
+        engine = Engine(recipe, settings, lock)
+        first = engine.fabric.is_global_zero
+        reports = Reports(
+            folder,
+            first_step=engine.step,
+            last_step=recipe.schedule.max_iters,
+            enabled=first,
+        )
+        for line in engine.opening_lines():
+            reports.note(line)
+        if resume and engine.is_complete():
+            reports.note(f"nothing to do: {folder} is complete after step {engine.step}")
+            return
+        engine.start_folder()
+        if lock.note is not None:
+            reports.note(lock.note)
+        try:
+            engine.fit(reports)
+        except RunInterruptedError as stop:
+            if first:
+                again = _resume_command(config, data, folder, overrides, device, devices, compiled)
+                click.echo(
+                    f"interrupted: saved after step {stop.step} of {recipe.schedule.max_iters}; "
+                    f"continue with: {again}",
+                    err=True,
+                )
+            raise SystemExit(INTERRUPTED) from None

@@ -70,6 +70,7 @@ from boxseg.train.recipe import (
     recipe_yaml,
 )
 from boxseg.train.reports import LOG_EVERY, Reports, StepReport
+from boxseg.train.run_lock import LOCK_FILE, FolderInUseError, RunLock
 from boxseg.train.step_profile import SKIPPED, WAITING, Clock, StepClock, StepProfile, untimed
 from boxseg.train.supervision import Lesson, StudentView, Supervision
 from boxseg.train.teacher import Teacher
@@ -474,19 +475,29 @@ def build_optimizer(module: nn.Module, schedule: ScheduleRecipe) -> torch.optim.
 class Engine:
     """One run: built from a recipe and data, or continued from its folder."""
 
-    def __init__(self, recipe: Recipe, settings: RunSettings) -> None:
+    def __init__(self, recipe: Recipe, settings: RunSettings, lock: RunLock | None = None) -> None:
         """Build everything; nothing is written yet.
+
+        Args:
+            recipe: What to learn.
+            settings: Where, and from what.
+            lock: Lock of the run folder. The first process takes it, before it reads a run that
+                is to go on or writes a new one; its owner gives it back.
 
         Raises:
             ValueError: if the recipe does not fit the data or the machine.
+            FolderInUseError: if another process has the run that is to go on.
             DataError: if the data cannot be used.
             FileMismatchError: if weights or trainer.pt cannot be used.
         """
         self.recipe = recipe
         self.settings = settings
-        saved = self._saved_run() if settings.resume else None
+        self._lock = lock
         self.fabric = open_fabric(settings.device, settings.devices, recipe.precision)
+        saved = self._saved_run() if settings.resume and self.fabric.is_global_zero else None
         self.fabric.launch()
+        if settings.resume and saved is None:  # the first process has the lock by now
+            saved = self._saved_run()
         self.images = open_in_turn(
             self.fabric, lambda: open_images(recipe, settings.data, strict=settings.strict)
         )
@@ -523,7 +534,9 @@ class Engine:
     # ---- building -------------------------------------------------------------------------
 
     def _saved_run(self) -> TrainerState:
-        """Read trainer.pt of the run to continue and refuse a changed recipe."""
+        """Lock the run to continue, read its trainer.pt and refuse a changed recipe."""
+        if self._lock is not None and self.fabric.is_global_zero:
+            self._lock.take()
         path = self.settings.out / TRAINER_FILE
         state = load_trainer_state(path)
         changed = differences(parse_recipe(state.recipe, source=str(path)), self.recipe)
@@ -1018,15 +1031,39 @@ class Engine:
         self.fabric.barrier()
 
     def start_folder(self) -> None:
-        """Make the run folder with its config.yaml."""
+        """Make the run folder with its config.yaml.
+
+        Raises:
+            FolderInUseError: in all processes, if another run has begun in it.
+        """
+        refusal = self._take_folder() if self.fabric.is_global_zero else None
+        refusal = self.fabric.broadcast(refusal)
+        if refusal is not None:
+            raise FolderInUseError(refusal)
         if self.fabric.is_global_zero:
-            self.settings.out.mkdir(parents=True, exist_ok=True)
             remove_torn_files(self.settings.out)
             path = self.settings.out / CONFIG_FILE
             temporary = path.with_suffix(".tmp")
             temporary.write_text(recipe_yaml(self.recipe), encoding="utf-8")
             os.replace(temporary, path)
         self.fabric.barrier()
+
+    def _take_folder(self) -> str | None:
+        """Make and lock the run folder; return why it cannot be had."""
+        out = self.settings.out
+        out.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            return None
+        try:
+            self._lock.take()
+        except FolderInUseError as error:
+            return str(error)
+        if not self.settings.resume and any(entry.name != LOCK_FILE for entry in out.iterdir()):
+            return (
+                f"another run began in {out} while this one was being built; continue that one "
+                "with --resume, or name a new folder with --out"
+            )
+        return None
 
     def _validation_due(self) -> bool:
         every = self.recipe.validation.every_steps
