@@ -91,7 +91,8 @@ class FCOSHead(nn.Module):
         table = torch.tensor([STRIDES, starts, [columns for _, columns in sizes]], device=device)
         stride, start, columns = table[:, levels]  # (B, K) each
         x, y = (locations / stride[..., None]).long().unbind(-1)  # centres: rounds down to the cell
-        image = torch.arange(len(cells), device=device)[:, None] * total
+        # len(cells) would make a free batch a fixed one in torch 2.7
+        image = torch.arange(cells.shape[0], device=device)[:, None] * total
         corner = image + start + y * columns + x  # upper left cell of the 3 x 3, padding included
         step = torch.arange(3, device=device)
         down = corner[:, None] + step[:, None] * columns[:, None]  # (B, 3, K)
