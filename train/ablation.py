@@ -196,12 +196,16 @@ ROWS: tuple[Row, ...] = (
     Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
     Row("edges_head", "+ depth head, no consistency", (*_EDGES, _HEAD), "depth_edges"),
     Row("depth_boxseg", "BoxSeg + depth, the product's recipe", _PRODUCT, "pc"),
+    Row("product_view", "the same, photometric view", (*_PRODUCT, "view={}"), "depth_boxseg"),
     Row("union", "the same with a depth head", (*_PRODUCT, _HEAD), "depth_boxseg"),
     Row(
         "pasted",
         "the product + SIM's loss on pasted objects",
         (*_PRODUCT, _PASTED_LOSS),
         "depth_boxseg",
+    ),
+    Row(
+        "pasted_view", "the same, photometric view", (*_PRODUCT, _PASTED_LOSS, "view={}"), "pasted"
     ),
     Row("sim_masks", "SIM without its copy-paste", _SEMANTIC),
     Row("sim", "+ its copy-paste = SIM", (*_SEMANTIC, *_SEMANTIC_PASTE), "sim_masks"),
