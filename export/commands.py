@@ -618,9 +618,12 @@ def _echo(lines: Iterable[str]) -> None:
 
 def _write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """Write a report for programs, if a path was given."""
+    from boxseg.export.manifest import finite
+
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(finite(content), indent=1, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 _DATA_OPTION = click.option(

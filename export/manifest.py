@@ -253,14 +253,14 @@ def write_sidecars(
     return manifest
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Write numbers that JSON has not as text."""
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
@@ -307,7 +307,7 @@ def accept(path: Path, proof: str, result: Mapping[str, Any], private: tuple[Pat
 def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a file, and its card."""
     places = sidecars(path)
-    text = json.dumps(_finite(manifest), indent=1, allow_nan=False)
+    text = json.dumps(finite(manifest), indent=1, allow_nan=False)
     places.manifest.write_text(text + "\n", encoding="utf-8")
     places.card.write_text(model_card(manifest), encoding="utf-8")
 

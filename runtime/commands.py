@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -534,12 +535,43 @@ def _simd_level() -> str:
     return _native.simd_levels()[-1]
 
 
+def _identity() -> bytes:
+    """Return the smallest ONNX file: y = x. It is written by hand, for a robot has no onnx."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def value(name: bytes) -> bytes:  # one float
+        return field(1, name) + field(2, field(1, b"\x08\x01" + field(2, field(1, b"\x08\x01"))))
+
+    node = field(1, b"x") + field(2, b"y") + field(4, b"Identity")
+    graph = field(1, node) + field(2, b"g") + field(11, value(b"x")) + field(12, value(b"y"))
+    return b"\x08\x08" + field(7, graph) + field(8, b"\x10\x0d")  # opset 13
+
+
+def _providers(onnxruntime: Any) -> list[str]:
+    """List what ONNX Runtime was built for, and say which of it does not load here."""
+    found = []
+    for name in map(str, onnxruntime.get_available_providers()):
+        try:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                session = onnxruntime.InferenceSession(_identity(), options, providers=[name])
+            loads = session.get_providers()[0] == name
+        except Exception:  # its exceptions have no common class of their own
+            loads = False
+        found.append(name if loads else f"{name} (does not load here)")
+    return found
+
+
 def _engine_devices(name: str) -> tuple[list[str], str | None]:
     """Return the devices of an engine, or what keeps it from loading."""
     try:
         module = importlib.import_module(name)
         if name == "onnxruntime":
-            return [str(provider) for provider in module.get_available_providers()], None
+            return _providers(module), None
         if name == "tensorrt":
             from boxseg.runtime.cuda_driver import CudaDevice
             from boxseg.runtime.engine_sidecar import check_version

@@ -27,7 +27,7 @@ from boxseg.checkpoint import (
 )
 from boxseg.errors import BoxSegError
 from boxseg.export import manifest, verify
-from boxseg.export.commands import _free_target, _target, write_verified
+from boxseg.export.commands import _free_target, _target, _write_json, write_verified
 from boxseg.runtime import backends
 from boxseg.runtime.agreement import Tolerance
 from boxseg.runtime.metadata import Batch
@@ -479,6 +479,13 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
     captured = capsys.readouterr()
     assert f"{tmp_path} cannot be written to" in captured.err
     assert captured.out == ""
+
+
+def test_a_report_is_json_whatever_was_found(tmp_path: Path) -> None:
+    differences = {"tensors": [{"difference": float("inf"), "rms": float("nan"), "allowed": 0.5}]}
+    _write_json(tmp_path / "deep" / "report.json", differences)
+    text = (tmp_path / "deep" / "report.json").read_text()
+    assert json.loads(text) == {"tensors": [{"difference": "inf", "rms": "nan", "allowed": 0.5}]}
 
 
 def test_a_folder_may_have_the_name_of_a_file(tmp_path: Path) -> None:

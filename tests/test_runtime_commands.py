@@ -445,6 +445,21 @@ def test_doctor_lists_packages_and_engines(
     assert "runs     .onnx            yes" in text
 
 
+def test_doctor_says_which_provider_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime was built for CUDA")
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]  # as where a wheel finds no CUDA
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    assert _run("doctor") == 0
+    expected = (
+        "onnxruntime runs on CUDAExecutionProvider (does not load here), CPUExecutionProvider"
+    )
+    assert expected in capsys.readouterr().out
+
+
 def test_doctor_says_what_keeps_a_format_from_being_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
