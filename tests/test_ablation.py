@@ -2,12 +2,21 @@
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from test_train_command import RECIPE, write_data
 
 from boxseg.train import ablation
 from boxseg.train.ablation import (
@@ -16,6 +25,7 @@ from boxseg.train.ablation import (
     Plan,
     Row,
     Run,
+    Trainings,
     ablate,
     base_run,
     execute,
@@ -25,6 +35,7 @@ from boxseg.train.ablation import (
     run_plan,
     table,
 )
+from boxseg.train.run_lock import LOCK_FILE, FolderInUseError
 
 
 def plan(tmp_path: Path, **changes: Any) -> Plan:
@@ -130,7 +141,7 @@ def test_scores_are_those_of_the_last_step_only(tmp_path: Path) -> None:
 def test_a_failed_run_is_named_with_its_last_line(tmp_path: Path) -> None:
     run = Run(tmp_path / "row", ("train", "--config", "boxinst_mobilenetv2", "--data", "nowhere"))
     with pytest.raises(AblationError, match=r"row ended with exit code 3: error: .*nowhere.*row.l"):
-        execute(run, 1, print)
+        execute(run, 1, print, Trainings())
 
 
 def test_a_run_that_ended_before_its_first_save_begins_anew(tmp_path: Path) -> None:
@@ -139,8 +150,25 @@ def test_a_run_that_ended_before_its_first_save_begins_anew(tmp_path: Path) -> N
     (folder / "metrics.csv").write_text("step\n")
     run = Run(folder, ("train", "--config", "none", "--data", "nowhere", "--out", str(folder)))
     with pytest.raises(AblationError, match="none"):
-        execute(run, 1, print)
+        execute(run, 1, print, Trainings())
     assert not folder.exists()
+
+
+def test_a_run_that_is_not_saved_yet_is_not_removed_under_its_process(tmp_path: Path) -> None:
+    folder = tmp_path / "row"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("step\n")
+    take = "import sys; from pathlib import Path; from boxseg.train.run_lock import RunLock; "
+    take += "RunLock(Path(sys.argv[1])).take(); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", take, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(FolderInUseError, match=f"process {process.pid} trains there"):
+            execute(Run(folder, ("train",)), 1, print, Trainings())
+        process.communicate(b"\n")
+    assert (folder / "metrics.csv").is_file()
 
 
 def test_a_row_that_is_done_is_not_repeated(
@@ -148,7 +176,7 @@ def test_a_row_that_is_done_is_not_repeated(
 ) -> None:
     trained: list[str] = []
 
-    def pretend(run: Run, _threads: int, _say: object) -> float:
+    def pretend(run: Run, *_: object) -> float:
         trained.append("/".join(run.folder.parts[-3:]))
         run.folder.mkdir(parents=True)
         steps = 80 if run.folder.name == "base" else 90
@@ -178,7 +206,7 @@ def test_after_a_failure_nothing_more_is_begun(
 ) -> None:
     begun: list[str] = []
 
-    def fail(run: Run, _threads: int, _say: object) -> float:
+    def fail(run: Run, *_: object) -> float:
         begun.append(run.folder.name)
         raise AblationError("broken")
 
@@ -187,6 +215,120 @@ def test_after_a_failure_nothing_more_is_begun(
         run_plan(plan(tmp_path, seeds=(0, 1, 2)), print)
     assert begun.count("base") <= 2  # the failed one, and one that a free worker may have taken
     assert set(begun) == {"base"}
+
+
+STAND_IN = """
+import os, signal, sys, time
+from pathlib import Path
+
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+
+def save(*_):
+    (out / "saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+out.mkdir(parents=True)
+(out / "begun.tmp").write_text(str(os.getpid()))
+(out / "begun.tmp").rename(out / "begun")
+time.sleep(600)
+"""
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 240
+    while not true():
+        assert process is None or process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # one that ended and whose new parent has not asked for it yet is not there any more
+    status = Path(f"/proc/{pid}/stat")
+    return not status.is_file() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_ends_an_ablation_ends_its_trainings_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(ablation, "PROGRAM", (sys.executable, "-c", STAND_IN))
+    chosen = plan(tmp_path, seeds=(0, 1, 2), jobs=2)
+    begun: list[Path] = []
+
+    def press() -> None:
+        """Ask this process to end when two trainings run."""
+        wait_until(lambda: len(list(tmp_path.glob("out/*/*/base/begun"))) == 2)
+        begun.extend(tmp_path.glob("out/*/*/base/begun"))
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would stay ignored
+    asking = threading.Thread(target=press)
+    asking.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(chosen, print)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        asking.join()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert len(begun) == 2
+    for file in begun:
+        assert (file.parent / "saved").is_file()
+        assert not is_there(int(file.read_text()))
+    # nothing more was begun
+    assert sorted(tmp_path.glob("out/*/*/*/begun")) == sorted(begun)
+
+
+def are_gone(pids: list[int]) -> bool:
+    return not any(map(is_there, pids))
+
+
+def is_trained(run: Path, since: int) -> bool:
+    """Whether a process has a run and has saved it since a time, in ns."""
+    saved = run / "trainer.pt"
+    return (run / LOCK_FILE).is_file() and saved.is_file() and saved.stat().st_mtime_ns > since
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a killed parent tells Linux alone")
+def test_trainings_end_with_their_ablation_even_if_it_is_killed(tmp_path: Path) -> None:
+    write_data(tmp_path / "reds")
+    (tmp_path / "tiny.yaml").write_text(
+        RECIPE.replace("projection: {}", "projection: {}, pairwise: {}")
+    )
+    command = [sys.executable, "-m", "boxseg", "ablate", "--data", "reds", "--config", "tiny.yaml"]
+    command += ["--seed", "0", "--seed", "1", "--row", "boxinst", "--base-iters", "100000"]
+    command += ["--out", "out", "--device", "cpu", "--jobs", "2"]
+    runs = [tmp_path / "out" / "reds" / f"seed{seed}" / "base" for seed in (0, 1)]
+    saves = dict.fromkeys(runs, 0)
+    for number, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for run in runs:
+            wait_until(partial(is_trained, run, saves[run]), process)
+        pids = [int((run / LOCK_FILE).read_text().split()[0]) for run in runs]
+        process.send_signal(number)
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == code, error
+        if number == signal.SIGTERM:
+            assert error.splitlines()[-1] == "error: interrupted"
+            assert are_gone(pids)
+        wait_until(partial(are_gone, pids))
+        for run in runs:
+            log = run.with_suffix(".log").read_text()
+            assert log.splitlines()[-1].startswith("interrupted: saved after step")
+            assert not (run / LOCK_FILE).exists()
+            saves[run] = (run / "trainer.pt").stat().st_mtime_ns
+    assert all(run.with_suffix(".log").read_text().count("interrupted: ") == 2 for run in runs)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ from boxseg.train.data_order import Unreadable
 from boxseg.train.engine import (
     CompilerError,
     Engine,
-    Interrupts,
     LoaderError,
     NonFiniteLossError,
     RunInterruptedError,
@@ -767,14 +766,6 @@ def test_bfloat16_trains_on_a_cpu(data: Path, tmp_path: Path) -> None:
     )
     weights = engine.student.state_dict().values()
     assert all(value.dtype != torch.bfloat16 for value in weights)
-
-
-def test_a_second_interrupt_is_not_waited_for() -> None:
-    with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupts.asked
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_an_interrupt_during_validation_keeps_the_run(

@@ -292,11 +292,12 @@ def test_a_loss_that_is_no_number_ends_with_one(
     assert (place / "runs" / "hot" / "nonfinite_batch.pt").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_saves_and_says_how_to_go_on(place: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "boxseg.cli", "train", "--config", "tiny.yaml"]
     command += ["--data", "reds", "--device", "cpu", "--out", "stopped"]
     command += ["-o", "schedule.max_iters=100000", "-o", "data.workers=1"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would stay ignored
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -304,6 +305,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place: Path, number: signal.Signals)
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGHUP, before)
     deadline = time.monotonic() + 240
     while not (place / "stopped" / "trainer.pt").is_file():
         assert process.poll() is None, process.communicate()

@@ -18,6 +18,8 @@ criterion.py       the terms that a recipe lists
 depth_head.py      guides masks by depth while they are trained
 engine.py          the loop: step, validation, saving, resuming
 run_lock.py        a run folder belongs to one process at a time
+interrupts.py      requests to end, heeded where nothing is lost
+bound_process.py   a command that ends with the process that started it
 transfer.py        start from another model
 trainer_state.py   trainer.pt
 reports.py         progress, metrics.csv, TensorBoard, curves and pictures

@@ -24,7 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import click
 import torch
@@ -34,7 +35,9 @@ from matplotlib.figure import Figure
 from boxseg.configs import find_recipe
 from boxseg.errors import BoxSegError, DataError
 from boxseg.train.commands import INTERRUPTED
+from boxseg.train.interrupts import Interrupts
 from boxseg.train.recipe import read_recipe
+from boxseg.train.run_lock import RunLock
 
 RESULTS_FILE = "ablation.json"
 TABLE_FILE = "ablation.md"
@@ -42,6 +45,9 @@ PLOT_FILE = "ablation.png"
 METRICS_FILE = "metrics.csv"
 FIRST = "boxinst"
 """The row that the others are compared with."""
+
+PROGRAM = (sys.executable, "-m", "boxseg.train.bound_process")
+"""What trains; it is given our process id and the words of a boxseg command."""
 
 _WARM = "{warm}"
 """Stands for the steps over which new terms are warmed up."""
@@ -334,19 +340,90 @@ class AblationError(BoxSegError):
     """A run of the plan failed."""
 
 
-def execute(run: Run, threads: int, say: Callable[[str], None]) -> float:
+class Trainings:
+    """The processes that train; inside `with`, a request to end goes on to all of them.
+
+    Each saves and ends; those that wait for them, see KeyboardInterrupt. Where this process is
+    killed, Linux asks the trainings to end.
+    """
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._interrupts = Interrupts(self._end)
+
+    def __enter__(self) -> Self:
+        """Take over Ctrl-C, SIGTERM and SIGHUP."""
+        self._interrupts.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        self._interrupts.__exit__(kind, error, trace)
+
+    def _end(self) -> None:
+        with self._lock:
+            for process in self._running:
+                process.terminate()
+
+    def train(self, words: Sequence[str], log: BinaryIO, threads: int) -> int:
+        """Run a command to its end; not for the main thread, which hears the signals meanwhile.
+
+        Args:
+            words: The command, without `boxseg`.
+            log: Takes what it says.
+            threads: Threads of the process.
+
+        Returns:
+            Its exit code.
+
+        Raises:
+            KeyboardInterrupt: if it was interrupted, or is not begun any more.
+        """
+        with self._lock:
+            if self._interrupts.asked:
+                raise KeyboardInterrupt
+            # this thread stays as long as the process, as that asks for, see bound_process
+            process = subprocess.Popen(
+                [*PROGRAM, str(os.getpid()), *words],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            )
+            self._running.add(process)
+        try:
+            code = process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+        # a process that does not train yet ends by the signal itself
+        if code == INTERRUPTED or (code < 0 and self._interrupts.asked):
+            raise KeyboardInterrupt
+        return code
+
+
+def execute(run: Run, threads: int, say: Callable[[str], None], trainings: Trainings) -> float:
     """Train, or go on with a training that was stopped.
 
     Args:
         run: What to do.
         threads: Threads of the process.
         say: Takes a line for a person.
+        trainings: Those that run.
 
     Returns:
         Seconds that the process took, those of an earlier part not included.
 
     Raises:
         AblationError: if the process fails, with its last line.
+        FolderInUseError: if another process has begun the run and has not saved it yet.
+        KeyboardInterrupt: if it is interrupted.
     """
     words = list(run.command)
     if (run.folder / "trainer.pt").is_file():
@@ -355,22 +432,16 @@ def execute(run: Run, threads: int, say: Callable[[str], None]) -> float:
             del words[place : place + 2]
         words.append("--resume")
     elif run.folder.exists():  # it ended before its first save: there is nothing to go on with
-        shutil.rmtree(run.folder)
+        with RunLock(run.folder) as lock:
+            lock.take()
+            shutil.rmtree(run.folder)
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_suffix(".log")
     begin = time.perf_counter()
     with log.open("ab") as file:
         file.write(f"boxseg {shlex.join(words)}\n".encode())
         file.flush()
-        code = subprocess.run(
-            [sys.executable, "-m", "boxseg", *words],
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            check=False,
-        ).returncode
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
+        code = trainings.train(words, file, threads)
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise AblationError(f"{run.folder} ended with exit code {code}: {lines[-1]}; see {log}")
@@ -384,9 +455,13 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
 
     Returns:
         The rows of ablation.json, in the order of the plan.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the trainings are saved and over.
     """
     threads = max(1, (os.cpu_count() or 1) // plan.jobs)
     lock = threading.Lock()
+    trainings = Trainings()
     path = plan.out / RESULTS_FILE
     known: dict[tuple[str, str, int, int], dict[str, Any]] = {}
     if path.is_file():
@@ -396,13 +471,13 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
     def one_base(data: Path, seed: int) -> None:
         run = base_run(plan, data, seed)
         if last_scores(run.folder, plan.base_iters) is None:
-            execute(run, threads, say)
+            execute(run, threads, say, trainings)
 
     def one_row(data: Path, seed: int, row: Row) -> None:
         if (data.name, row.name, seed, plan.iters) in known:
             return
         run = row_run(plan, data, seed, row)
-        seconds = execute(run, threads, say)
+        seconds = execute(run, threads, say, trainings)
         scores = last_scores(run.folder, plan.iters)
         if scores is None or "mask_AP" not in scores:
             raise AblationError(f"{run.folder} has no mask AP after step {plan.iters}")
@@ -431,8 +506,9 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
     cases = [(data, seed) for data in plan.data for seed in plan.seeds]
     # seed by seed, so that a stopped ablation has whole tables of the first ones
     ordered = [(data, seed, row) for seed in plan.seeds for data in plan.data for row in plan.rows]
-    _side_by_side(plan.jobs, [partial(one_base, *case) for case in cases])
-    _side_by_side(plan.jobs, [partial(one_row, *item) for item in ordered])
+    with trainings:
+        _side_by_side(plan.jobs, [partial(one_base, *case) for case in cases])
+        _side_by_side(plan.jobs, [partial(one_row, *item) for item in ordered])
     return _ordered(plan, known)
 
 
@@ -660,7 +736,8 @@ def ablate(
     """Train the rows of the method's tables and compare them pair by pair.
 
     Writes ablation.json, ablation.md and ablation.png to --out. Last checkpoints, never the best.
-    Stopped, it goes on where it was when started again; a row that is done is not repeated.
+    Stopped, by Ctrl-C, SIGTERM or SIGHUP, it ends its trainings, each saved, and goes on where it
+    was when started again; a row that is done is not repeated.
     """
     for folder in data:
         if not (folder / "train.json").is_file() or not (folder / "val.json").is_file():

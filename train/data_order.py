@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, Sampler
 
 from boxseg.errors import DataError
 from boxseg.train.coco import CocoBoxes
+from boxseg.train.interrupts import ORDERLY
 from boxseg.train.transforms import Batch, Sample, collate
 
 
@@ -193,10 +194,10 @@ def collate_readable(samples: Sequence[Sample | Unreadable]) -> Batch | Unreadab
 
 
 def leave_interrupts_to_the_run(_: int) -> None:
-    """Let a loader process live through Ctrl-C and SIGTERM, which reach whole process groups.
+    """Let a loader process live through requests to end, which reach whole process groups.
 
     The run finishes its step and then ends its loaders; a loader whose run is gone ends itself.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in ORDERLY:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -13,14 +13,12 @@ import importlib.util
 import math
 import os
 import random
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -51,6 +49,7 @@ from boxseg.student import DensePredictions, Student
 from boxseg.train.coco import CocoBoxes, image_size
 from boxseg.train.criterion import Criterion, StepContext, build_criterion
 from boxseg.train.data_order import Unreadable
+from boxseg.train.interrupts import Interrupts
 from boxseg.train.loader import (
     TRAIN_JSON,
     batches_of,
@@ -274,43 +273,7 @@ def train_mode(step: nn.Module, student: Student, *, stages: int, batch_norms: b
 
 
 # ---------------------------------------------------------------------------------------------
-# Interrupts and devices
-
-
-class Interrupts:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop reads between steps.
-
-    A second signal raises KeyboardInterrupt at once.
-    """
-
-    def __init__(self) -> None:
-        """Start without a request."""
-        self.asked = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        """Take over the signals; outside the main thread, where that is impossible, do nothing."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._ask)
-            except ValueError:
-                break
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+# Compiler and devices
 
 
 @contextlib.contextmanager
@@ -704,7 +667,7 @@ class Engine:
         """Train from the current step to the last one.
 
         Raises:
-            RunInterruptedError: after Ctrl-C or SIGTERM, when the run is saved.
+            RunInterruptedError: after Ctrl-C, SIGTERM or SIGHUP, when the run is saved.
             NonFiniteLossError: if a loss stops being a number.
             LoaderError: if a loader process dies.
             LostProcessError: if another process of the run dies.
