@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from boxseg import __version__
-from boxseg.errors import BackendMissingError, BoxSegError, DataError
+from boxseg.errors import BackendMissingError, BoxSegError, DataError, one_line
 
 INTERRUPTED = 130
 
@@ -205,12 +205,6 @@ def help_(ctx: click.Context, command: str | None) -> None:
             click.echo(found.get_help(inner))
 
 
-def _one_line(text: str) -> str:
-    """Join lines, so that a message stays one line in a log; a file's name commands no terminal."""
-    shown = " ".join(text.split())
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
-
-
 def _validation_message(error: ValueError) -> str:
     """Say a ValueError in one line; a recipe's list of errors becomes `path: reason; ...`."""
     details: Any = getattr(error, "errors", None)
@@ -305,7 +299,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         name = next((word for word in words if word in COMMANDS), None)
         line, code = explain(error, COMMANDS[name].extra if name else "all")
-        click.echo(f"error: {_one_line(line)}", err=True)
+        click.echo(f"error: {one_line(line)}", err=True)
         return code
     # click hands back the code of ctx.exit(); commands themselves return nothing
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

@@ -12,7 +12,19 @@
 Wrong options and values are ValueError or click's UsageError (2), and so are the path of a model
 that is not there and a run folder that another process has: 8 is for a file that is there and is
 not what it should be. What is wrong with data, missing files included, is 3. An interrupt is 130.
+
+What others chose, names of files and classes, goes through `printable` or `one_line` to a terminal.
 """
+
+
+def printable(text: str) -> str:
+    """Write what cannot be printed as its number, so that a foreign name commands no terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def one_line(text: str) -> str:
+    """Join lines by a space, so that a message stays one line in a log; the rest is printable."""
+    return printable(" ".join(text.split()))
 
 
 class BoxSegError(Exception):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
-from boxseg.errors import BackendMissingError, BoxSegError, DataError
+from boxseg.errors import BackendMissingError, BoxSegError, DataError, one_line
 from boxseg.runtime.average_precision import precision_recall
 from boxseg.runtime.images import leaves_folder, read_image
 
@@ -775,16 +775,16 @@ def report_lines(accuracy: Accuracy, *, per_class: bool = False) -> list[str]:
     if accuracy.tightness is not None:
         lines.append(f"{'tightness':<14}{_percent(accuracy.tightness):>7}")
     if per_class:
-        width = max(13, *(len(name) for name in accuracy.box.per_class)) + 1
+        width = max(13, *(len(one_line(name)) for name in accuracy.box.per_class)) + 1
         lines += ["", f"{'class':<{width}}{'box AP':>8}{'mask AP':>8}"]
         for name, value in accuracy.box.per_class.items():
             mask = accuracy.mask.per_class.get(name) if accuracy.mask else None
-            lines.append(f"{name:<{width}}{_percent(value):>8}{_percent(mask):>8}")
+            lines.append(f"{one_line(name):<{width}}{_percent(value):>8}{_percent(mask):>8}")
     lines.append("")
     lines.append(
         f"{accuracy.images} images, {accuracy.objects} objects, {accuracy.detections} detections"
     )
-    lines += list(accuracy.notes)
+    lines += map(one_line, accuracy.notes)
     return lines
 
 

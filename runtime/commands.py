@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxseg import __version__
-from boxseg.errors import BackendMissingError, DataError
+from boxseg.errors import BackendMissingError, DataError, one_line, printable
 
 if TYPE_CHECKING:
     from boxseg.runtime.benchmark import Timing
@@ -222,7 +222,10 @@ def input_text(segmenter: Segmenter) -> str:
 
 def _count_text(names: list[str]) -> str:
     """Say what was found: 2 person, 1 dog."""
-    return ", ".join(f"{count} {name}" for name, count in Counter(names).items()) or "nothing"
+    return (
+        ", ".join(f"{count} {one_line(name)}" for name, count in Counter(names).items())
+        or "nothing"
+    )
 
 
 def _picture_path(folder: Path, frame: Frame, taken: set[Path]) -> Path:
@@ -291,7 +294,7 @@ def predict(
 
     def skip(error: DataError) -> None:
         failed.append(error)
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {one_line(str(error))}", err=True)
 
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
@@ -301,8 +304,8 @@ def predict(
             detections = segmenter(frame.image)
             names = [segmenter.metadata.classes[int(label)] for label in detections.labels]
             milliseconds = float(detections.times_ms["total"])
-            click.echo(f"{frame.path} [{frame.index}]" if frame.is_video else frame.path, nl=False)
-            click.echo(f": {_count_text(names)}, {milliseconds:.1f} ms")
+            place = printable(str(frame.path)) + (f" [{frame.index}]" if frame.is_video else "")
+            click.echo(f"{place}: {_count_text(names)}, {milliseconds:.1f} ms")
             if save_json is not None:
                 image_id = len(images) + 1
                 picture_entry: dict[str, object] = {

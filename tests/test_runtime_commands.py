@@ -144,6 +144,30 @@ def test_predict_writes_pictures_and_says_what_it_found(
     assert (drawn != 60).any()
 
 
+def test_names_of_a_foreign_file_command_no_terminal(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = SimpleNamespace(**{**vars(METADATA), "classes": ("st\nar\x1b[2J\u202e",)})
+    monkeypatch.setattr(FakeSegmenter, "metadata", named)
+    (folder / "a.png").rename(folder / "a  \n\x1b]0;x\x07.png")
+    assert _run("predict", model, folder, "--no-pictures") == 0
+    shown = r"1 st ar\x1b[2J\x202e, 4.0 ms"
+    assert capsys.readouterr().out.splitlines() == [
+        rf"{folder}/a  \x0a\x1b]0;x\x07.png: {shown}",
+        f"{folder}/b.png: {shown}",
+    ]
+
+
+def test_a_foreign_name_that_cannot_be_read_stays_on_its_line(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c\n\x1b[2J.png").write_bytes(b"no")
+    assert _run("predict", model, folder, "--no-pictures") == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2  # the file and the end
+    assert r"c \x1b[2J.png: not an image" in said
+
+
 def test_predict_writes_one_coco_file(model: Path, folder: Path, tmp_path: Path) -> None:
     from pycocotools.coco import COCO
 
@@ -228,6 +252,23 @@ def test_eval_prints_a_table_in_percent(
     assert any(line[:2] == ["filled", "boxes"] for line in lines)
     assert ["star", "100.0", "100.0"] in lines
     assert ["2", "images,", "2", "objects,", "2", "detections"] in lines
+
+
+def test_eval_prints_foreign_names_of_classes_on_their_line(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {**vars(METADATA), "classes": ("star", "mo\non\x1b[2J"), "category_ids": (3, 4)}
+    monkeypatch.setattr(FakeSegmenter, "metadata", SimpleNamespace(**named))
+    values = json.loads((folder / "val.json").read_text())
+    values["categories"].append({"id": 9, "name": "s\tun\x1b[2J"})
+    values["annotations"].append({**values["annotations"][0], "id": 7, "category_id": 9})
+    (folder / "val.json").write_text(json.dumps(values))
+    assert _run("eval", model, "--data", folder, "--per-class") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert r"classes of the model that val.json does not have: mo on\x1b[2J" in lines
+    assert r"classes in val.json that the model does not know: s un\x1b[2J (AP 0)" in lines
+    assert [r"un\x1b[2J", "0.0", "0.0"] in [line.split()[1:] for line in lines]  # "s un" of a class
 
 
 def test_eval_writes_numbers_and_results(model: Path, folder: Path, tmp_path: Path) -> None:
