@@ -1086,10 +1086,11 @@ def verify(
     and decoding on this machine give the answer that the network gave. A damaged or exchanged file
     is exit code 8. A file that is called NAME.unverified gets its NAME if it passes.
 
-    --against NETWORK holds the file against the network itself, on images.
+    --against NETWORK holds the file against the network itself, on images. A manifest that lies
+    beside the file must be of this file there too.
     """
     from boxseg.export.verify import check_metadata, hold
-    from boxseg.runtime.golden_sample import open_shelved
+    from boxseg.runtime.golden_sample import open_shelved, read_manifest, sidecars
     from boxseg.runtime.preprocess import Fit
 
     if against is None:
@@ -1098,6 +1099,8 @@ def verify(
         _replay(file, device, json_path)
         return
     final = _final_name(file)
+    if sidecars(file).manifest.exists():
+        read_manifest(file)  # a changed byte need not move the answer
     exported = open_shelved(file)
     said = exported.metadata
     size = said.imgsz

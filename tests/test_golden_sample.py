@@ -137,6 +137,26 @@ def test_a_damaged_file_exits_8(copied: Path, capsys: pytest.CaptureFixture[str]
     assert "sha256 differs" in capsys.readouterr().err
 
 
+def test_a_changed_byte_exits_8_against_its_network_too(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("torch")
+    words = ["verify", str(copied), "--against", str(tmp_path / "gone.pt")]
+    assert cli.run(words) == 2  # the file is sound, its network is not there
+    assert "gone.pt" in capsys.readouterr().err
+    model = onnx.load(copied)
+    model.doc_string += "!"  # says nothing to an engine
+    onnx.save(model, copied)
+    assert cli.run(words) == 8
+    error = capsys.readouterr().err
+    assert "best.onnx.manifest.json describes (sha256 differs)" in error
+    assert error.count("\n") == 1
+    sidecars(copied).manifest.unlink()  # what nobody described is held against its network alone
+    assert cli.run(words) == 2
+    assert "gone.pt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
