@@ -236,17 +236,41 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def explain(error: BaseException, extra: str = "all") -> tuple[str, int]:
+def _command_path(words: Sequence[str]) -> str:
+    """Return the names of the command that a line calls, `boxseg data scenes`.
+
+    For errors of click's that do not say it. Options of groups take no value: one that was given
+    any is what is wrong.
+    """
+    path = "boxseg"
+    command: click.Group = boxseg
+    for word in words:
+        if word.startswith("-"):
+            if "=" in word:
+                break
+            continue
+        found = command.get_command(click.Context(command), word)
+        if found is None:
+            break
+        path = f"{path} {word}"
+        if not isinstance(found, click.Group):
+            break
+        command = found
+    return path
+
+
+def explain(error: BaseException, extra: str = "all", command: str = "boxseg") -> tuple[str, int]:
     """Return the one line and the exit code for an exception that ended a command.
 
     Args:
         error: What was raised.
         extra: Extra that installs what the command imports.
+        command: Whose help to name where the error does not say it.
     """
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return "interrupted", INTERRUPTED
     if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx is not None else "boxseg"
+        path = error.ctx.command_path if error.ctx is not None else command
         return f"{error.format_message().rstrip('.')} (see {path} --help)", error.exit_code
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
@@ -298,7 +322,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if state.get("traceback") or os.environ.get("BOXSEG_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
         name = next((word for word in words if word in COMMANDS), None)
-        line, code = explain(error, COMMANDS[name].extra if name else "all")
+        asked = isinstance(error, click.UsageError) and error.ctx is None
+        line, code = explain(
+            error,
+            COMMANDS[name].extra if name else "all",
+            _command_path(words) if asked else "boxseg",
+        )
         click.echo(f"error: {one_line(line)}", err=True)
         return code
     # click hands back the code of ctx.exit(); commands themselves return nothing

@@ -83,6 +83,35 @@ def test_wrong_words_exit_2_in_one_line(
 
 
 @pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["predict", "a.onnx", "b.png", "--conf"], "boxseg predict"),
+        (["--traceback", "doctor", "--json"], "boxseg doctor"),
+        (["help", "--help=3"], "boxseg help"),
+        (["group", "inner", "--size"], "boxseg group inner"),
+        (["group", "--help=3"], "boxseg group"),
+        (["--traceback=3", "predict"], "boxseg"),
+    ],
+)
+def test_an_option_without_its_value_names_the_help_of_its_command(
+    words: list[str],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @click.group()
+    def group() -> None: ...
+
+    @group.command()
+    @click.option("--size")
+    def inner(size: str) -> None: ...
+
+    monkeypatch.setitem(cli.boxseg.commands, "group", group)
+    assert cli.run(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"(see {command} --help)")
+
+
+@pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (DataError("no image in x.json;\nneeds one"), 3, "no image in x.json; needs one"),
