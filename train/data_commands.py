@@ -1,7 +1,9 @@
-"""`boxseg data`: render scenes, check annotation files, make depth maps."""
+"""`boxseg data`: render scenes, convert data sets, check annotation files, make depth maps."""
 
 import sys
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,6 +13,7 @@ from rich.progress import Progress
 
 from boxseg.errors import BoxSegError, DataError
 from boxseg.train.data_check import Report, check_annotations, write_repaired
+from boxseg.train.data_layouts import Written, write_cityscapes, write_voc
 from boxseg.train.depth_maps import (
     DEFAULT_DIVISOR,
     DEFAULT_SHORT_SIDE,
@@ -31,7 +34,7 @@ _ENOUGH_OBJECTS = 200
 
 @click.group()
 def data() -> None:
-    """Render scenes, check annotation files, make depth maps."""
+    """Render scenes, convert data sets, check annotation files, make depth maps."""
 
 
 @data.command()
@@ -84,6 +87,72 @@ def scenes(out: Path, images: int, val: int | None, seed: int, size: tuple[int, 
     )
     if not difficulty.holds and difficulty.objects >= _ENOUGH_OBJECTS:
         raise BoxSegError("the scenes are easier than they claim to be; see the two numbers above")
+
+
+@contextmanager
+def _progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Draw a bar on a terminal; what is yielded takes the number done and the number of all."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _tell_written(files: Sequence[Written], unjudged: str) -> None:
+    """Print what a converted data set holds."""
+    for file in files:
+        click.echo(
+            f"{file.path}: {file.images} images, {file.objects} objects "
+            f"and {file.unjudged} {unjudged}"
+        )
+        for note in file.notes:
+            click.echo(f"  {note}")
+
+
+_boxes_only = click.option(
+    "--boxes-only", is_flag=True, help="Leave masks out of train.json; val.json is scored by them."
+)
+
+
+@data.command()
+@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--train-list",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Names of the images to train on, such as SBD's train_aug, whose masks are not in ROOT: "
+    "add --boxes-only.  [default: ROOT/ImageSets/Segmentation/train.txt]",
+)
+@_boxes_only
+def voc(root: Path, out: Path | None, train_list: Path | None, boxes_only: bool) -> None:
+    """Write OUT/train.json and OUT/val.json for Pascal VOC 2012 in ROOT.
+
+    ROOT is the folder VOC2012 and, unless given, OUT too. Images stay where they are; another OUT
+    gets a link to them. The sets are those of ImageSets/Segmentation, boxes those of Annotations,
+    masks those of SegmentationObject. Difficult objects are neither targets nor judged.
+    """
+    with _progress_bar("images") as progress:
+        files = write_voc(
+            root, out, train_list=train_list, boxes_only=boxes_only, progress=progress
+        )
+    _tell_written(files, "that are difficult or without a mask")
+
+
+@data.command()
+@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@_boxes_only
+def cityscapes(root: Path, out: Path | None, boxes_only: bool) -> None:
+    """Write OUT/train.json and OUT/val.json for Cityscapes in ROOT.
+
+    ROOT holds gtFine and leftImg8bit and is, unless given, OUT too. Images stay where they are;
+    another OUT gets a link to them. Boxes and masks of the 8 classes are those of
+    *_gtFine_instanceIds.png. Groups are crowds, neither targets nor judged.
+    """
+    with _progress_bar("images") as progress:
+        files = write_cityscapes(root, out, boxes_only=boxes_only, progress=progress)
+    _tell_written(files, "groups")
 
 
 def _summary(report: Report, fixed: Path | None) -> list[str]:
@@ -256,15 +325,9 @@ def depth(
         )
     if invert:
         network = inverted(network)
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("depth maps", total=None)
+    with _progress_bar("depth maps") as progress:
         report = make_depth_maps(
-            folder,
-            network,
-            bits=int(out_bits),
-            overwrite=overwrite,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            folder, network, bits=int(out_bits), overwrite=overwrite, progress=progress
         )
     for line in _depth_lines(folder, report):
         click.echo(line)
