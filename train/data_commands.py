@@ -131,6 +131,9 @@ def voc(root: Path, out: Path | None, train_list: Path | None, boxes_only: bool)
     ROOT is the folder VOC2012 and, unless given, OUT too. Images stay where they are; another OUT
     gets a link to them. The sets are those of ImageSets/Segmentation, boxes those of Annotations,
     masks those of SegmentationObject. Difficult objects are neither targets nor judged.
+
+    Masks end at a border inside their boxes, so that boxseg data check calls some boxes loose. They
+    are as published; with --fix, boxes would be made from masks.
     """
     with _progress_bar("images") as progress:
         files = write_voc(
