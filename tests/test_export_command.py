@@ -139,6 +139,12 @@ def test_half_precision_is_named_audited_and_proven_as_it_would_round(
     assert {entry["rule"] for entry in reduced["kept"]} >= {"norm", "coordinates"}
     assert all(entry["reason"] for entry in reduced["kept"])
     assert reduced["calibration"]["source"].startswith("2 drawn images")
+    for place in ("best_fp16.onnx.manifest.json", "best_fp16_openvino_model/manifest.json"):
+        said = json.loads((run_folder / place).read_text())["precision"]
+        assert said["calibration"] == reduced["calibration"]
+        assert (said["calibration"]["images"], len(said["calibration"]["files"])) == (2, 2)
+    for place in ("best_fp16.onnx.md", "best_fp16_openvino_model/README.md"):
+        assert "Ranges were measured on 2 drawn images" in (run_folder / place).read_text()
     for file, name in zip(report["files"], ("onnx", "openvino"), strict=True):
         assert file["format"] == name
         assert file["parity"]["passed"]
