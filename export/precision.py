@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import onnx
 
     from boxseg.export.equalization import Shift
-    from boxseg.export.quantization import ChosenRange, Cost
+    from boxseg.export.quantization import ChosenRange, Cost, Layer
 
 HEADROOM = 4.0
 """A tensor that reaches x on the calibration images may reach 4 x elsewhere."""
@@ -85,6 +85,8 @@ MOVES = (
     "Unsqueeze",
 )
 """They move values and compute nothing."""
+ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip", "HardSigmoid", "HardSwish")
+"""Engines compute them inside the convolution before them."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,10 @@ class Kept:
     node: str
     op_type: str
     rule: str
-    """overflow, norm, curve, subnormal, coordinates, choice, operator or neighbour; given back
-    of a layer that int8 costs too much."""
+    """overflow, norm, curve, subnormal, coordinates, choice, operator or neighbour; in int8 also
+    given back of a layer that costs too much, and fused, rounded and arithmetic."""
     reason: str
-    """One sentence with the measured numbers."""
+    """One sentence, with the measured numbers where measuring decided."""
 
 
 def _takes(node: onnx.NodeProto, opset: int, kind: FloatType) -> bool:
@@ -453,6 +455,59 @@ COST_IMAGES = 2
 """Images on which each layer is put into int8 alone."""
 
 
+def outside_int8(model: onnx.ModelProto, layers: Iterable[Layer], size: Fit) -> list[Kept]:
+    """Say why int8 leaves a node in fp32 by design, whatever its tensors do.
+
+    Args:
+        model: In fp32; every node has a name.
+        layers: Those in int8.
+        size: Of the input.
+
+    Returns:
+        Every node that computes or moves float numbers and is no convolution that could be in
+        int8, in the order of the graph.
+    """
+    from boxseg.export.quantization import READERS, STEPS, layers_of
+
+    graph, types, layers = model.graph, tensor_types(model), list(layers)
+    convolutions = {node for layer in layers_of(model) for node in layer.nodes}
+    in_int8 = {node for layer in layers for node in layer.nodes}
+    sums = {name for node in graph.node if node.name in in_int8 for name in node.output}
+    read = {name for layer in layers for name in layer.inputs}
+    choosing = _choosing(graph)
+    tail, _ = _upstream(
+        graph, [value.name for value in graph.output if value.name in PIXEL_OUTPUTS]
+    )
+    reach = max(size.height, size.width)
+    step = f"coordinates up to {reach} pixels would be rounded by up to {reach / STEPS / 2:.2g}"
+
+    def judge(node: onnx.NodeProto) -> tuple[str, str]:
+        if node.name in choosing:
+            return "choice", "ranks pairs or works on the chosen ones: int8 would tie their scores"
+        if node.name in tail:
+            return "coordinates", f"decodes boxes: {step}"
+        if node.op_type in PRODUCTS:
+            return "operator", "int8 is written for convolutions with constant weights alone"
+        if node.op_type in NORMS:
+            return "norm", f"sums over many elements; int8 has {2 * STEPS + 1} values"
+        if node.op_type in CURVES:
+            return "curve", "a steep or saturating function: one step before it is many behind it"
+        if node.op_type in ACTIVATIONS and sums.intersection(node.input):
+            return "fused", "engines compute it inside the convolution before it; rounding follows"
+        if node.op_type in READERS and read.intersection((*node.input, *node.output)):
+            return "rounded", "stands beside rounded values: engines that can compute it in int8"
+        if node.op_type in MOVES:
+            return "neighbour", "moves values and computes nothing"
+        return "arithmetic", "few operations on each number: int8 would save little and round more"
+
+    return [
+        Kept(node.name, node.op_type, *judge(node))
+        for node in graph.node
+        if node.name not in convolutions
+        and (float_inputs(node, types) or float_outputs(node, types))
+    ]
+
+
 def quantize_network(traced: TracedGraph, calibration: CalibrationSet) -> Reduced:
     """Write a traced network in int8.
 
@@ -497,6 +552,7 @@ def quantize_network(traced: TracedGraph, calibration: CalibrationSet) -> Reduce
     ]
     returned = {entry.layer.weights for entry in back}
     chosen = [layer for layer in layers if layer.weights not in returned]
+    kept += outside_int8(model, chosen, size)
     graphs = [
         q.quantize(model, chosen, ranges, unsigned=unsigned, shifts=shifts)
         for unsigned in (False, True)

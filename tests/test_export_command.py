@@ -28,6 +28,7 @@ from boxseg.checkpoint import (
 from boxseg.errors import BoxSegError
 from boxseg.export import manifest, verify
 from boxseg.export.commands import _free_target, _target, _write_json, write_verified
+from boxseg.export.lowering import tensor_types
 from boxseg.runtime import backends
 from boxseg.runtime.agreement import Tolerance
 from boxseg.runtime.metadata import Batch
@@ -211,7 +212,10 @@ def test_int8_is_signed_for_all_engines_and_executed_where_there_are_units(
     reduced = report["reduced"]["dense"]
     assert len(reduced["calibration"]["files"]) == 16
     assert {"minmax", "percentile", "mse"} >= {r["method"] for r in reduced["ranges"].values()}
-    assert all(entry["rule"] == "given back" for entry in reduced["kept"])
+    assert all(entry["reason"] for entry in reduced["kept"])
+    assert all(  # a convolution stays for what it costs, any other node by design
+        (entry["rule"] == "given back") == (entry["op_type"] == "Conv") for entry in reduced["kept"]
+    )
     plain, openvino = report["files"]
     for file in (plain, openvino):
         assert file["parity"]["passed"]
@@ -224,6 +228,20 @@ def test_int8_is_signed_for_all_engines_and_executed_where_there_are_units(
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     assert {types[name] for name in zeros} == {onnx.TensorProto.INT8}
+    # every node that is written in float has its reason: all but whole numbers, pairs and layers
+    kinds = {name: kind for name, (kind, _) in tensor_types(model).items()}
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    weights = {n.output[0] for n in model.graph.node if n.op_type == pairs[1]}
+    in_float = [
+        node.name
+        for node in model.graph.node
+        if node.op_type not in pairs
+        and not (node.op_type == "Conv" and node.input[1] in weights)
+        and onnx.TensorProto.FLOAT in {kinds[name] for name in (*node.input, *node.output) if name}
+    ]
+    assert sorted(entry["node"] for entry in reduced["kept"]) == sorted(in_float)
+    said = json.loads((run_folder / "best_int8.onnx.manifest.json").read_text())
+    assert said["precision"]["kept"] == reduced["kept"]
     assert backends.open_backend(run_folder / "best_int8.onnx").metadata.precision == "int8"
     # a file with one wrong scale, in the layer that makes parameters, is another network
     broken = tmp_path / "broken.onnx"

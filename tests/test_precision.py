@@ -21,8 +21,9 @@ from boxseg.export.calibration import (
     open_session,
 )
 from boxseg.export.lowering import FLOAT_TYPES, lower, name_nodes, round_to, rounded_graph
-from boxseg.export.precision import Kept, lower_network, plan
+from boxseg.export.precision import Kept, lower_network, outside_int8, plan
 from boxseg.export.precision_audit import Audit, audit
+from boxseg.export.quantization import layers_of
 from boxseg.export.to_onnx import TracedGraph
 from boxseg.export.to_openvino import write_openvino
 from boxseg.export.verify import drawn_samples
@@ -215,6 +216,60 @@ def test_an_operator_without_the_type_is_said_so() -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3, 2, 2]), "shape"))
     kept = by_node(plan(onnx.shape_inference.infer_shapes(model), FP16, [WHITE]))
     assert kept["fill"].rule == "operator"
+
+
+def test_int8_leaves_nodes_in_fp32_by_design_and_says_why() -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "factor"], ["scaled"], "scale"),
+        layer("first", "scaled", "y"),
+        helper.make_node("Relu", ["y"], ["positive"], "activation"),
+        helper.make_node("Add", ["positive", "scaled"], ["sum"], "shortcut"),
+        helper.make_node("Relu", ["sum"], ["again"], "late"),
+        helper.make_node("InstanceNormalization", ["again", "one", "zero"], ["even"], "norm"),
+        layer("second", "even", "sides"),
+        helper.make_node("MatMul", ["even", "even"], ["product"], "product"),
+        helper.make_node("Concat", ["product", "product"], ["both"], "join", axis=1),
+        helper.make_node("Sigmoid", ["both"], ["share"], "share"),
+        helper.make_node("Exp", ["sides"], ["distances"], "decode"),
+        helper.make_node("ReduceMean", ["share"], ["mean"], "mean", keepdims=0),
+        helper.make_node("Sub", ["distances", "mean"], ["boxes"], "shift"),
+    ]
+    ones = np.ones(3, np.float32)
+    values = {"factor": ones[:1], "one": ones, "zero": 0 * ones}
+    values |= {"first.weight": weight(1.0), "second.weight": weight(1.0)}
+    model = network(nodes, values, "boxes")
+    kept = outside_int8(model, layers_of(model), Fit(320, 640))
+    found = [(entry.node, entry.op_type, entry.rule) for entry in kept]
+    assert found == [
+        ("widen", "Cast", "arithmetic"),
+        ("scale", "Mul", "arithmetic"),
+        ("activation", "Relu", "fused"),
+        ("shortcut", "Add", "rounded"),  # it reads what the first layer reads
+        ("late", "Relu", "arithmetic"),
+        ("norm", "InstanceNormalization", "norm"),
+        ("product", "MatMul", "operator"),
+        ("join", "Concat", "coordinates"),
+        ("share", "Sigmoid", "coordinates"),
+        ("decode", "Exp", "coordinates"),
+        ("mean", "ReduceMean", "coordinates"),
+        ("shift", "Sub", "coordinates"),
+    ]
+    assert all(entry.reason for entry in kept)
+    # 640 pixels in 127 steps: half a step is 2.52 pixels
+    assert "up to 640 pixels would be rounded by up to 2.5" in kept[-1].reason
+    # without boxes nothing is decoded
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "out"
+    rules = {e.node: e.rule for e in outside_int8(model, layers_of(model), Fit(320, 640))}
+    assert (rules["join"], rules["share"], rules["mean"]) == ("neighbour", "curve", "norm")
+    # a layer that was given back leaves nothing rounded around it
+    rules = {e.node: e.rule for e in outside_int8(model, [], Fit(320, 640))}
+    assert (rules["activation"], rules["shortcut"]) == ("arithmetic", "arithmetic")
+    assert "first" not in rules
+    # a convolution whose weights the graph computes cannot be in int8
+    made = helper.make_node("Identity", ["first.weight"], ["only.weight"], "make")
+    model = network([made, layer("only", "x", "out")], {"first.weight": weight(1.0)})
+    rules = {e.node: e.rule for e in outside_int8(model, layers_of(model), Fit(32, 32))}
+    assert rules == {"widen": "arithmetic", "make": "neighbour", "only": "operator"}
 
 
 def test_graphs_with_branches_are_refused() -> None:
