@@ -38,6 +38,7 @@ from boxseg.train.engine import (
     StepInput,
     TrainingStep,
     build_optimizer,
+    lagging_average,
     open_fabric,
     open_in_turn,
 )
@@ -796,3 +797,11 @@ def test_a_small_network_learns_the_boxes(data: Path, tmp_path: Path) -> None:
         losses.append(engine.train_on(batch, 0.02)[0]["giou"])
         engine.step += 1
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_average_lags_only_where_it_is_a_point_behind() -> None:
+    assert lagging_average(0.474, 0.4751, by_masks=False) == ""
+    assert lagging_average(0.48, 0.40, by_masks=False) == ""
+    found = lagging_average(0.30, 0.415, by_masks=False)
+    assert found.startswith("the average scores 30.0, its student 41.5 (box AP x tightness)")
+    assert "(mask AP)" in lagging_average(0.30, 0.415, by_masks=True)
