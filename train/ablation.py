@@ -202,6 +202,12 @@ ROWS: tuple[Row, ...] = (
     Row("depth_edges", "BoxInst, pairs of like colour and depth", _EDGES),
     Row("edges_head", "+ depth head, no consistency", (*_EDGES, _HEAD), "depth_edges"),
     Row("depth_boxseg", "BoxSeg + depth, the product's recipe", _PRODUCT, "pc"),
+    Row(
+        "product_place",
+        "the same, best peer at a random place",
+        (*_PRODUCT, f"copy_paste={{peer: {{place: random, warmup_steps: {_WARM}}}}}"),
+        "depth_boxseg",
+    ),
     Row("product_view", "the same, photometric view", (*_PRODUCT, "view={}"), "depth_boxseg"),
     Row("union", "the same with a depth head", (*_PRODUCT, _HEAD), "depth_boxseg"),
     Row(
