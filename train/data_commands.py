@@ -238,7 +238,11 @@ def _depth_lines(folder: Path, report: DepthReport) -> list[str]:
         share = report.nearer / report.boxes
         lines.append(
             f"{share:.0%} of {report.boxes} boxes are nearer than what surrounds them"
-            + ("" if share > 0.5 else "; at least half should be: see --input-range and --invert")
+            + (
+                ""
+                if share > 0.5
+                else "; more than half should be: see --input-range, --invert and --overwrite"
+            )
         )
     return lines
 
