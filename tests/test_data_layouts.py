@@ -215,7 +215,7 @@ def test_a_folder_with_other_data_is_left_alone(voc_root: Path, tmp_path: Path) 
         out = tmp_path / name.removesuffix(".json")
         out.mkdir()
         (out / name).write_text(text)
-        with pytest.raises(DataError, match="holds other data; name a new folder as OUT"):
+        with pytest.raises(DataError, match="holds other data; name a new folder for train"):
             write_voc(voc_root, out)
         assert (out / name).read_text() == text
     (tmp_path / "taken" / "JPEGImages").mkdir(parents=True)

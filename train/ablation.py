@@ -24,8 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import click
 import torch
@@ -347,7 +346,7 @@ class AblationError(BoxSegError):
 
 
 class Trainings:
-    """The processes that train; inside `with`, a request to end goes on to all of them.
+    """The processes that train; while `interrupts` are taken over, a request to end reaches all.
 
     Each saves and ends; those that wait for them, see KeyboardInterrupt. Where this process is
     killed, Linux asks the trainings to end.
@@ -357,21 +356,7 @@ class Trainings:
         """Start without any."""
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._interrupts = Interrupts(self._end)
-
-    def __enter__(self) -> Self:
-        """Take over Ctrl-C, SIGTERM and SIGHUP."""
-        self._interrupts.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give the signals back."""
-        self._interrupts.__exit__(kind, error, trace)
+        self.interrupts = Interrupts(self._end)
 
     def _end(self) -> None:
         with self._lock:
@@ -393,7 +378,7 @@ class Trainings:
             KeyboardInterrupt: if it was interrupted, or is not begun any more.
         """
         with self._lock:
-            if self._interrupts.asked:
+            if self.interrupts.asked:
                 raise KeyboardInterrupt
             # this thread stays as long as the process, as that asks for, see bound_process
             process = subprocess.Popen(
@@ -409,7 +394,7 @@ class Trainings:
             with self._lock:
                 self._running.discard(process)
         # a process that does not train yet ends by the signal itself
-        if code == INTERRUPTED or (code < 0 and self._interrupts.asked):
+        if code == INTERRUPTED or (code < 0 and self.interrupts.asked):
             raise KeyboardInterrupt
         return code
 
@@ -512,7 +497,7 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
     cases = [(data, seed) for data in plan.data for seed in plan.seeds]
     # seed by seed, so that a stopped ablation has whole tables of the first ones
     ordered = [(data, seed, row) for seed in plan.seeds for data in plan.data for row in plan.rows]
-    with trainings:
+    with trainings.interrupts:
         _side_by_side(plan.jobs, [partial(one_base, *case) for case in cases])
         _side_by_side(plan.jobs, [partial(one_row, *item) for item in ordered])
     return _ordered(plan, known)

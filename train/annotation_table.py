@@ -93,6 +93,31 @@ def parse_annotation_file(path: str | Path, *, with_masks: bool) -> dict[str, An
     return _parse(Path(path), read_bytes(Path(path)), with_masks=with_masks)
 
 
+def refuse_foreign_folder(folder: Path, description: str, purpose: str) -> None:
+    """Do not write over annotations of another origin.
+
+    Args:
+        folder: Where train.json and val.json are to be written.
+        description: The origin, as info.description of the files says it.
+        purpose: What the folder is for, for messages.
+
+    Raises:
+        DataError: It is a file, or holds a train.json or val.json that does not say so.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file; name a folder for {purpose}")
+    for name in ("train.json", "val.json"):
+        file = folder / name
+        if not file.exists():
+            continue
+        try:
+            ours = json.loads(file.read_bytes())["info"]["description"] == description
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise DataError(f"{file}: holds other data; name a new folder for {purpose}")
+
+
 def write_annotation_file(content: Mapping[str, Any], path: str | Path) -> None:
     """Write a COCO file, at once or not at all; a link stays one, what it points to is written.
 

@@ -98,6 +98,38 @@ def _ends_as_jpeg(path: Path) -> bool:
         return b"\xff\xd9" in file.read()
 
 
+WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Pillow's modes of grey pictures of more than 8 bits."""
+
+
+def read_stored(path: Path, what: str) -> tuple[NDArray[Any], str]:
+    """Read the numbers that a picture stores, such as palette indices, without making colours.
+
+    Args:
+        path: A file that exists.
+        what: What it should be, for messages.
+
+    Returns:
+        The numbers, (height, width) or with channels last, and Pillow's mode of the picture.
+
+    Raises:
+        DataError: The file is damaged or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of sizes, which are judged here
+            with Image.open(path) as image:
+                refuse_huge(path, image.height, image.width)
+                return np.asarray(image), image.mode
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: too many pixels; the limit is {PIXEL_LIMIT} pixels") from None
+    except Exception as error:  # decoders of foreign bytes raise nearly everything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: damaged {what} ({reason})") from None
+
+
 def read_depth(path: str | Path) -> NDArray[np.float32]:
     """Read a map of inverse depth: 8-bit grey as it is, 16-bit grey divided by 257.
 
@@ -110,23 +142,10 @@ def read_depth(path: str | Path) -> NDArray[np.float32]:
     path = Path(path)
     if not is_file(path):
         raise DataError(f"{path}: no such depth map")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes, which are judged here
-            with Image.open(path) as image:
-                refuse_huge(path, image.height, image.width)
-                mode = image.mode
-                values = np.asarray(image)
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: too many pixels; the limit is {PIXEL_LIMIT} pixels") from None
-    except Exception as error:  # decoders of foreign bytes raise nearly everything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: damaged depth map ({reason})") from None
+    values, mode = read_stored(path, "depth map")
     if mode == "L":
         return values.astype(np.float32)
-    if mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+    if mode in WIDE_GREY:
         return (values.astype(np.float64) / 257.0).astype(np.float32)
     raise DataError(f"{path}: a depth map is an 8- or 16-bit grey PNG, got mode {mode}")
 

@@ -7,24 +7,21 @@ Images are not copied. File names in train.json and val.json are relative to the
 them; where that is not the data set's own, it gets a link to the folder of images.
 """
 
-import json
 import math
-import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from boxseg.errors import DataError
-from boxseg.runtime.images import is_file, refuse_huge
-from boxseg.train.annotation_table import write_annotation_file
-from boxseg.train.coco import image_size
+from boxseg.runtime.images import is_file
+from boxseg.train.annotation_table import refuse_foreign_folder, write_annotation_file
+from boxseg.train.coco import WIDE_GREY, image_size, read_stored
 
 VOC_CLASSES = (
     "aeroplane",
@@ -92,8 +89,9 @@ class _CocoFile:
 
     def __init__(self, path: Path, description: str, classes: Sequence[str]) -> None:
         self.path = path
+        self.split = path.stem
         self.content: _Entry = {
-            "info": {"description": description, "split": path.stem},
+            "info": {"description": description, "split": self.split},
             "licenses": [],
             "images": [],
             "annotations": [],
@@ -152,18 +150,7 @@ def _prepare_folder(root: Path, out: Path, images: str, description: str) -> Non
     Raises:
         DataError: The folder holds other data, or cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; name a folder for train.json and val.json")
-    for name in ("train.json", "val.json"):
-        file = out / name
-        if not file.exists():
-            continue
-        try:
-            ours = json.loads(file.read_bytes())["info"]["description"] == description
-        except (OSError, ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
-            raise DataError(f"{file}: holds other data; name a new folder as OUT")
+    refuse_foreign_folder(out, description, "train.json and val.json")
     source, link = (root / images).resolve(), out / images
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -186,21 +173,10 @@ def _read_numbers(path: Path, size: tuple[int, int]) -> NDArray[np.int64]:
         The stored numbers, (H, W), columns first in memory as pycocotools wants masks.
 
     Raises:
-        DataError: The file is damaged, holds colours, or has another size.
+        DataError: The file is damaged, too large, holds colours, or has another size.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes, which are judged here
-            with Image.open(path) as image:
-                refuse_huge(path, image.height, image.width)
-                mode = image.mode
-                numbers = np.asarray(image)
-    except DataError:
-        raise
-    except Exception as error:  # decoders of foreign bytes raise nearly everything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: damaged picture of numbers ({reason})") from None
-    if mode not in ("P", "L", "I", "I;16", "I;16L", "I;16B", "I;16N"):
+    numbers, mode = read_stored(path, "picture of numbers")
+    if mode not in ("P", "L", *WIDE_GREY):
         raise DataError(
             f"{path}: must hold one number per pixel, palette or grey, got mode {mode}; "
             "take the file as the data set has it"
@@ -231,6 +207,37 @@ def _require_folders(root: Path, folders: Sequence[str]) -> None:
     for name in folders:
         if not (root / name).is_dir():
             raise DataError(f"{root}: has no folder {name}; ROOT holds {', '.join(folders)}")
+
+
+def _write_splits(
+    out: Path,
+    description: str,
+    classes: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+    add_image: Callable[[_CocoFile, str], None],
+    progress: Progress | None,
+) -> list[Written]:
+    """Make one file for each split, and write them when all are made.
+
+    Args:
+        out: The data folder.
+        description: Of the data set.
+        classes: Category names.
+        names: Images of each split, train and val.
+        add_image: Enters an image with its objects.
+        progress: Called after each image.
+    """
+    total, done = sum(map(len, names.values())), 0
+    files = []
+    for split, listed in names.items():
+        file = _CocoFile(out / f"{split}.json", description, classes)
+        for name in listed:
+            add_image(file, name)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        files.append(file)
+    return [file.write() for file in files]
 
 
 # --- Pascal VOC -----------------------------------------------------------------------------------
@@ -350,9 +357,7 @@ def _add_voc_image(file: _CocoFile, root: Path, name: str, *, listed: Path, mask
     if masks:
         path = root / "SegmentationObject" / f"{name}.png"
         if not is_file(path):
-            cure = (
-                "; --boxes-only leaves masks out of train.json" if file.path.stem != "val" else ""
-            )
+            cure = "; --boxes-only leaves masks out of train.json" if file.split != "val" else ""
             raise DataError(f"{path}: no such file of masks, but {listed} names {name}{cure}")
         numbers = _read_numbers(path, size)
         highest = int(numbers.max(where=numbers != _VOC_VOID, initial=0))
@@ -424,18 +429,12 @@ def write_voc(
         )
     description = "Pascal VOC 2012, written by boxseg data voc"
     _prepare_folder(root, out, "JPEGImages", description)
-    total, done = sum(map(len, names.values())), 0
-    files = []
-    for split, listed in lists.items():
-        file = _CocoFile(out / f"{split}.json", description, VOC_CLASSES)
-        for name in names[split]:
-            masks = split == "val" or not boxes_only
-            _add_voc_image(file, root, name, listed=listed, masks=masks)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        files.append(file)
-    return [file.write() for file in files]
+
+    def add_image(file: _CocoFile, name: str) -> None:
+        masks = file.split == "val" or not boxes_only
+        _add_voc_image(file, root, name, listed=lists[file.split], masks=masks)
+
+    return _write_splits(out, description, VOC_CLASSES, names, add_image, progress)
 
 
 # --- Cityscapes -----------------------------------------------------------------------------------
@@ -465,10 +464,9 @@ def _cityscapes_frames(root: Path, split: str) -> list[str]:
     return sorted(frames)
 
 
-def _add_cityscapes_image(
-    file: _CocoFile, root: Path, split: str, frame: str, *, masks: bool
-) -> None:
+def _add_cityscapes_image(file: _CocoFile, root: Path, frame: str, *, masks: bool) -> None:
     """Enter an image of Cityscapes with its instances and groups, in the order of their numbers."""
+    split = file.split
     name = f"leftImg8bit/{split}/{frame}{_IMAGE_END}"
     size = image_size(root / name)
     file.add_image(name, size)
@@ -519,16 +517,10 @@ def write_cityscapes(
     frames = {split: _cityscapes_frames(root, split) for split in splits}
     description = "Cityscapes, written by boxseg data cityscapes"
     _prepare_folder(root, out, "leftImg8bit", description)
-    total, done = sum(map(len, frames.values())), 0
-    files = []
-    for split in splits:
-        classes = tuple(CITYSCAPES_LABELS.values())
-        file = _CocoFile(out / f"{split}.json", description, classes)
-        for frame in frames[split]:
-            masks = split == "val" or not boxes_only
-            _add_cityscapes_image(file, root, split, frame, masks=masks)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        files.append(file)
-    return [file.write() for file in files]
+
+    def add_image(file: _CocoFile, frame: str) -> None:
+        masks = file.split == "val" or not boxes_only
+        _add_cityscapes_image(file, root, frame, masks=masks)
+
+    classes = tuple(CITYSCAPES_LABELS.values())
+    return _write_splits(out, description, classes, frames, add_image, progress)

@@ -29,17 +29,13 @@ from boxseg.train.data_order import (
     collate_readable,
     leave_interrupts_to_the_run,
 )
-from boxseg.train.pseudo_masks import build_pseudo_masks
+from boxseg.train.pseudo_masks import DEPTH_OPTIONS, build_pseudo_masks
 from boxseg.train.recipe import DataRecipe, Recipe
 from boxseg.train.transforms import Geometry, Sample
 
 TRAIN_JSON = "train.json"
 BATCHES_AHEAD = 4
 """Batches that each loader process may have waiting."""
-
-
-_DEPTH_OPTIONS = {"quality_aware": "depth_ranking", "depth_matched": "depth_weight"}
-"""Option of each method of pseudo masks that needs depth maps where it is above 0."""
 
 
 def settings_without_depth(recipe: Recipe) -> list[str]:
@@ -50,7 +46,7 @@ def settings_without_depth(recipe: Recipe) -> list[str]:
     made = recipe.pseudo_masks
     if made is not None and build_pseudo_masks(made).needs_depth:
         (name,) = made
-        settings.append(f"pseudo_masks.{name}.{_DEPTH_OPTIONS[name]}=0")
+        settings.append(f"pseudo_masks.{name}.{DEPTH_OPTIONS[name]}=0")
     return settings
 
 

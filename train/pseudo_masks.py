@@ -788,6 +788,9 @@ PSEUDO_MASKS: Mapping[str, type[PseudoMaskMethod]] = {
 }
 """Every method that a recipe may name."""
 
+DEPTH_OPTIONS = {"quality_aware": "depth_ranking", "depth_matched": "depth_weight"}
+"""Option of each method that needs depth maps where it is above 0."""
+
 
 def build_pseudo_masks(methods: Mapping[str, Mapping[str, Any]]) -> PseudoMaskMethod:
     """Build the method that a recipe names.

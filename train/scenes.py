@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from boxseg.errors import DataError
+from boxseg.train.annotation_table import refuse_foreign_folder
 
 CLASSES = ("star", "ring", "crescent", "l_shape", "figure", "blob")
 """Class names; category ids count from 1 in this order."""
@@ -680,22 +680,6 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, A
     return entries
 
 
-def _refuse_foreign_folder(out: Path) -> None:
-    """Do not write over annotations that are not rendered scenes."""
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; name a folder for the scenes")
-    for name in ("train.json", "val.json"):
-        file = out / name
-        if not file.exists():
-            continue
-        try:
-            ours = json.loads(file.read_text("utf-8"))["info"]["description"] == _DESCRIPTION
-        except (ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
-            raise DataError(f"{file}: holds other data; name a new folder for the scenes")
-
-
 def write_scenes(
     out: str | Path,
     *,
@@ -729,7 +713,7 @@ def write_scenes(
         raise ValueError(f"size must be at least {SMALLEST_SCENE} {SMALLEST_SCENE}, got {size}")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}")
-    _refuse_foreign_folder(out)
+    refuse_foreign_folder(out, _DESCRIPTION, "the scenes")
     for folder in ("images", "depth"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
