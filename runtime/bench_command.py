@@ -175,10 +175,18 @@ def _object_entries(
     segmenters: dict[str, Segmenter],
     frame: NDArray[np.uint8],
     counts: Sequence[int],
-    rounds: tuple[int, int],
+    rounds: tuple[int, int, int],
     options: dict[str, Any],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Time whole frames whose outputs hold so many synthetic objects; all take turns."""
+    """Time whole frames whose outputs hold so many synthetic objects; all take turns.
+
+    Args:
+        segmenters: By name.
+        frame: uint8 RGB (H, W, 3).
+        counts: Objects; each number is timed.
+        rounds: Those of the warm-up, timed ones, and those of a block.
+        options: Limits of the suppression.
+    """
     from boxseg.runtime.bench_scenarios import WithObjects
     from boxseg.runtime.benchmark import measure
     from boxseg.runtime.preprocess import plan_letterbox
@@ -193,7 +201,8 @@ def _object_entries(
             backend = WithObjects(segmenter.backend, segmenter.metadata, content, count)
             models[f"{name}\n{count}"] = Segmenter(backend, conf=0.0, **options)
             against[f"{name}\n{count}"] = f"{leader}\n{count}"
-    timings = measure(models, [frame], warmup=rounds[0], iters=rounds[1], against=against)
+    warmup, iters, block = rounds
+    timings = measure(models, [frame], warmup=warmup, iters=iters, block=block, against=against)
     entries: dict[str, list[dict[str, Any]]] = {name: [] for name in segmenters}
     for timing in timings:
         name, _, number = timing.model.rpartition("\n")
@@ -250,6 +259,13 @@ def _score(
     help="Seconds of timed work, at least.",
 )
 @click.option(
+    "--block",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Rounds of a block; of each block it is said which model won.",
+)
+@click.option(
     "--conf",
     type=click.FloatRange(0, 1),
     default=0.5,
@@ -295,6 +311,7 @@ def bench(
     warmup: int,
     iters: int,
     duration: float,
+    block: int,
     conf: float,
     iou: float | None,
     max_det: int | None,
@@ -352,9 +369,13 @@ def bench(
     # first, because an engine may refuse
     batch_entries = _batch_entries(models, segmenters, frames[0], sweep, rounds) if sweep else {}
     scores = {} if data is None else _score(segmenters, data, max_images, limits)
-    timings = benchmark.measure(segmenters, frames, warmup=warmup, iters=iters, duration=duration)
+    timings = benchmark.measure(
+        segmenters, frames, warmup=warmup, iters=iters, duration=duration, block=block
+    )
     object_entries = (
-        _object_entries(segmenters, frames[0], objects, rounds, limits) if objects else {}
+        _object_entries(segmenters, frames[0], objects, (warmup, iters, block), limits)
+        if objects
+        else {}
     )
     paced = (
         {} if hz is None else bench_scenarios.measure_paced(segmenters, frames, hz=hz, count=iters)
@@ -418,6 +439,7 @@ def bench(
             "warmup": warmup,
             "iters": iters,
             "duration": duration,
+            "block": block,
             "conf": conf,
             "iou": iou,
             "max_det": max_det,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from boxseg.errors import BackendMissingError
-from boxseg.runtime.benchmark import BLOCK
 
 INSIDE = {
     "letterbox": "resize and padding of a frame in memory to the input, in C",
@@ -23,7 +22,7 @@ INSIDE = {
     "warm-up": "rounds that no other number holds",
     "frames per second": "back to back: rounds over the sum of their totals",
     "against the first": "the median, over the rounds, of a model's time as a share of the first "
-    "model's in the same round, how many rounds it won, and in how many blocks of 10 rounds that "
+    "model's in the same round, how many rounds it won, and in how many blocks of rounds that "
     "median was below 1",
     "batch": "the engine alone, one run on B copies of one letterboxed frame",
     "objects": "the engine runs as ever; then its outputs are exchanged for synthetic ones that "
@@ -69,7 +68,7 @@ def _compared_text(entry: Mapping[str, Any], rounds: int) -> str:
     for name, found in entry["compared"].items():
         won = f"less in {found['faster']} of {rounds} rounds"
         if found["blocks"]:
-            won += f", in {found['blocks_faster']} of {found['blocks']} blocks of {BLOCK}"
+            won += f", in {found['blocks_faster']} of {found['blocks']} blocks of {found['block']}"
         parts.append(f"{name} {found['ratio']:.3f} x ({won})")
     return ", ".join(parts)
 

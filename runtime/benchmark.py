@@ -30,7 +30,7 @@ TOTAL = "total"
 COMPARED = ("engine", TOTAL)
 """Stages that are compared between models."""
 BLOCK = 10
-"""Rounds of a block; blocks are compared by their medians."""
+"""Rounds of a block where nothing else is said; blocks are compared by their medians."""
 
 
 class Timed(Protocol):
@@ -65,8 +65,10 @@ class Compared:
     """Median over the rounds of this model's time as a share of the other's."""
     faster: int
     """Rounds in which this model took less time."""
+    block: int
+    """Rounds of a block."""
     blocks: int
-    """Whole blocks of 10 rounds."""
+    """Whole blocks."""
     blocks_faster: int
     """Blocks in which the median of the rounds' ratios was below 1."""
 
@@ -105,7 +107,7 @@ def summarise(samples: Sequence[float]) -> StageTime:
 
 
 def _compare(
-    ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]
+    ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]], block: int
 ) -> dict[str, Compared]:
     """Pair the rounds of two models; a stage that takes no time by the clock has no ratio."""
     found = {}
@@ -113,10 +115,11 @@ def _compare(
         pairs = list(zip(ours.get(stage, ()), theirs.get(stage, ()), strict=False))
         if len(pairs) == len(theirs[TOTAL]) and all(their > 0 for _, their in pairs):
             ratios = np.array([our / their for our, their in pairs])
-            blocks = ratios[: len(ratios) // BLOCK * BLOCK].reshape(-1, BLOCK)
+            blocks = ratios[: len(ratios) // block * block].reshape(-1, block)
             found[stage] = Compared(
                 float(np.median(ratios)),
                 int((ratios < 1).sum()),
+                block,
                 len(blocks),
                 int((np.median(blocks, axis=1) < 1).sum()),
             )
@@ -130,6 +133,7 @@ def measure(
     warmup: int = 5,
     iters: int = 50,
     duration: float = 0.0,
+    block: int = BLOCK,
     against: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
@@ -141,6 +145,7 @@ def measure(
         warmup: Untimed rounds.
         iters: Timed rounds at least.
         duration: Seconds of timed rounds at least.
+        block: Rounds of a block.
         against: Model -> the model that it is compared with; None compares all with the first.
         clock: Seconds that only grow.
 
@@ -153,6 +158,8 @@ def measure(
         raise ValueError(f"warmup must be at least 0, got {warmup}")
     if iters < 1:
         raise ValueError(f"iters must be at least 1, got {iters}")
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
     if not 0 <= duration < float("inf"):
         raise ValueError(f"duration must be at least 0 seconds, got {duration}")
     first: dict[str, float] = {}
@@ -198,7 +205,9 @@ def measure(
             detections_mean=float(np.mean(counts[name])),
             detections_most=max(counts[name]),
             against=None if others[name] == name else others[name],
-            compared={} if others[name] == name else _compare(stages[name], stages[others[name]]),
+            compared={}
+            if others[name] == name
+            else _compare(stages[name], stages[others[name]], block),
         )
         for name in names
     ]

@@ -126,7 +126,17 @@ def test_blocks_of_ten_rounds_are_compared_by_their_medians() -> None:
     }
     _, other = measure(models, FRAMES, warmup=0, iters=25, clock=clock)
     found = other.compared["total"]
-    assert (found.faster, found.blocks, found.blocks_faster) == (18, 2, 1)
+    assert (found.faster, found.block, found.blocks, found.blocks_faster) == (18, 10, 2, 1)
+
+
+def test_blocks_have_the_length_that_is_asked_for() -> None:
+    # blocks of 3: one slow round of three, two of three, three of three; two more are no block
+    costs = [1.1, 0.9, 0.9, 1.1, 0.9, 1.1, 1.1, 1.1, 1.1, 0.9, 0.9]
+    clock = Clock()
+    models = {"a": Model("a", clock, [1.0], []), "b": Model("b", clock, costs, [])}
+    _, other = measure(models, FRAMES, warmup=0, iters=11, block=3, clock=clock)
+    found = other.compared["total"]
+    assert (found.faster, found.block, found.blocks, found.blocks_faster) == (5, 3, 3, 1)
 
 
 def test_each_model_may_be_compared_with_another() -> None:
@@ -163,6 +173,7 @@ def test_duration_adds_rounds() -> None:
     [
         ({"warmup": -1}, "warmup must be at least 0, got -1"),
         ({"iters": 0}, "iters must be at least 1, got 0"),
+        ({"block": 0}, "block must be at least 1, got 0"),
         ({"duration": float("nan")}, "duration must be at least 0 seconds, got nan"),
     ],
 )

@@ -341,6 +341,7 @@ def test_bench_prints_stages_and_writes_a_record(
     other, record = tmp_path / "other.onnx", tmp_path / "times.json"
     other.write_bytes(b"123")
     words = ("--source", folder, "--iters", 3, "--warmup", 0, "--threads", 2, "--json", record)
+    words = (*words, "--block", 2)
     assert _run("bench", model, other, *words) == 0
     text = capsys.readouterr().out
     for word in ("letterbox", "engine", "select", "masks", "total", "frames per second"):
@@ -357,10 +358,11 @@ def test_bench_prints_stages_and_writes_a_record(
     assert values["models"][1]["compared"]["engine"] == {
         "ratio": 1.0,
         "faster": 0,
-        "blocks": 0,
+        "block": 2,
+        "blocks": 1,
         "blocks_faster": 0,
     }
-    assert "against model.onnx: engine 1.000 x (less in 0 of 3 rounds)" in text
+    assert "against model.onnx: engine 1.000 x (less in 0 of 3 rounds, in 0 of 1 blocks of 2)" in text
     assert values["settings"]["threads"] == 2
     assert values["settings"]["frame_sizes"] == ["20 x 40"]
     assert values["machine"]["cores"] >= 1
