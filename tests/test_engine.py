@@ -41,6 +41,7 @@ from boxseg.train.engine import (
     lagging_average,
     open_fabric,
     open_in_turn,
+    refuse_single_cells,
 )
 from boxseg.train.recipe import Recipe, ScheduleRecipe, parse_recipe
 from boxseg.train.reports import Reports, StepReport
@@ -336,6 +337,48 @@ def test_unknown_terms_and_classes_are_refused(data: Path, tmp_path: Path) -> No
         Engine(recipe_with("data.classes=[green]"), settings)
     with pytest.raises(ValueError, match="unknown class 'left'"):
         Engine(recipe_with("data.flip={left: right}"), settings)
+
+
+@pytest.mark.parametrize(
+    ("norm", "limit", "sides", "long", "scaled"),
+    [
+        ("batch", 128, [128], 128, "85 x 128"),
+        ("batch", 128, [160, 64], 160, "64 x 96"),  # the smallest counts
+        ("group", 32, [32], 32, "21 x 32"),
+    ],
+)
+def test_an_image_that_is_one_cell_to_a_batch_norm_is_refused_before_the_run(
+    data: Path, tmp_path: Path, norm: str, limit: int, sides: list[int], long: int, scaled: str
+) -> None:
+    settings = settings_for(data, tmp_path / "run")
+    network = (f"model.tower_norm={norm}", "data.batch_size=1", "schedule.max_iters=1")
+    small = (*network, f"data.short_sides={sides}", f"data.long_side={long}")
+    message = (
+        rf"data.batch_size 1 leaves .* image 1 \(train0.png\), scaled to {scaled} pixels .* "
+        rf"stride {limit}, .* -o data.batch_size=2 "
+    )
+    with pytest.raises(ValueError, match=message) as refusal:
+        Engine(recipe_with(*small), settings)
+    assert ("tower_norm=group" in str(refusal.value)) == (norm == "batch")
+    # what is refused is what the network cannot do, and no more
+    student = Student(recipe_with(*network).model.build(("any",), (1,))).train()
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        student(torch.zeros(1, 3, limit, limit, dtype=torch.uint8))
+    student(torch.zeros(1, 3, limit, limit + 32, dtype=torch.uint8))
+    student(torch.zeros(2, 3, limit, limit, dtype=torch.uint8))
+    Engine(recipe_with(*small, "data.batch_size=2"), settings)
+    larger = (f"data.long_side={limit + 1}", f"data.short_sides=[{limit}]")
+    Engine(recipe_with(*small, *larger), settings)
+    assert not settings.out.exists()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_before_the_run(
+    data: Path, tmp_path: Path
+) -> None:
+    images = Engine(recipe_with(), settings_for(data, tmp_path / "run")).images
+    refuse_single_cells(images, recipe_with("data.batch_size=4"), 2)
+    with pytest.raises(ValueError, match=r"data\.batch_size must be a multiple of the 3 devices"):
+        refuse_single_cells(images, recipe_with("data.batch_size=4"), 3)
 
 
 # --- the run --------------------------------------------------------------------------------------

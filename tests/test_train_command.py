@@ -186,6 +186,11 @@ def test_weights_start_a_run_and_are_listed(
         (["-o", "model.weights=tiny.yaml"], 8, "tiny.yaml is not a state_dict"),
         (["-o", "model.weights=absent.pth"], 2, "there is no file absent.pth"),
         (["-o", "data.classes=[green]"], 3, "unknown class 'green'"),
+        (
+            ["-o", "data.batch_size=1", "-o", "model.tower_norm=batch"],
+            2,
+            "image 0 (0.png), scaled to 64 x 64 pixels (height x width), is a single cell to the",
+        ),
     ],
 )
 def test_a_wrong_word_is_one_line_and_leaves_nothing_behind(

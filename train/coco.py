@@ -533,6 +533,10 @@ class CocoBoxes(Dataset[Sample]):
         """Height and width of each usable image on disk, (I, 2)."""
         return self._sizes
 
+    def file_name(self, index: int) -> str:
+        """File name of one usable image, as the json has it."""
+        return self._names[index]
+
     def load(self, index: int) -> AnnotatedImage:
         """Read one image with its targets in the original frame.
 

@@ -97,6 +97,23 @@ def grouped_order(
     return np.concatenate([order[ends[:head]], whole.reshape(-1), order[ends[head:]]])
 
 
+def images_per_process(batch_size: int, processes: int) -> int:
+    """Return how many images of a step each process sees.
+
+    Args:
+        batch_size: Images per step over all processes.
+        processes: Number of processes.
+
+    Raises:
+        ValueError: if the images cannot be shared out evenly.
+    """
+    if batch_size % processes:
+        raise ValueError(
+            f"data.batch_size must be a multiple of the {processes} devices, got {batch_size}"
+        )
+    return batch_size // processes
+
+
 class StepSampler(Sampler[list[SampleKey]]):
     """Batches of a stream of epochs, addressed by optimizer step.
 
@@ -129,16 +146,13 @@ class StepSampler(Sampler[list[SampleKey]]):
             processes: Number of processes; must divide batch_size.
             groups: Group of each image, (images,), for batches of one group; None mixes all.
         """
-        if batch_size % processes:
-            raise ValueError(
-                f"data.batch_size must be a multiple of the {processes} devices, got {batch_size}"
-            )
+        share = images_per_process(batch_size, processes)
         self._groups = np.zeros(images, dtype=np.int64) if groups is None else groups
         self._images = images
         self._batch_size = batch_size
         self._seed = seed
         self._steps = range(first_step, last_step)
-        self._share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
+        self._share = slice(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         """Return the number of batches."""

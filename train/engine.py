@@ -33,7 +33,7 @@ from boxseg.checkpoint import (
     save_model,
     write_atomically,
 )
-from boxseg.config import ModelConfig
+from boxseg.config import STRIDES, ModelConfig
 from boxseg.errors import BackendMissingError, BoxSegError, DataError, FileMismatchError
 from boxseg.inference import TorchBackend
 from boxseg.runtime.accuracy import (
@@ -48,7 +48,7 @@ from boxseg.runtime.segmenter import Segmenter
 from boxseg.student import DensePredictions, Student
 from boxseg.train.coco import CocoBoxes, image_size
 from boxseg.train.criterion import Criterion, StepContext, build_criterion
-from boxseg.train.data_order import Unreadable
+from boxseg.train.data_order import Unreadable, images_per_process
 from boxseg.train.interrupts import Interrupts
 from boxseg.train.loader import (
     TRAIN_JSON,
@@ -82,7 +82,7 @@ from boxseg.train.trainer_state import (
     save_trainer_state,
 )
 from boxseg.train.transfer import Transfer, transfer_weights
-from boxseg.train.transforms import Batch, Sample
+from boxseg.train.transforms import Batch, Sample, scaled_size
 
 CONFIG_FILE = "config.yaml"
 LAST_FILE = "last.pt"
@@ -270,6 +270,40 @@ def train_mode(step: nn.Module, student: Student, *, stages: int, batch_norms: b
     if batch_norms:
         for norm in _batch_norms(student.backbone.stages):
             norm.eval()
+
+
+def refuse_single_cells(images: CocoBoxes, recipe: Recipe, processes: int) -> None:
+    """Refuse an image that would reach a learning batch norm as one value per channel.
+
+    torch cannot normalise that, and would end the run at the first such image. The norms of the
+    mask branch always learn, at strides up to that of P5; those of towers at strides up to P7's.
+
+    Args:
+        images: What is trained on.
+        recipe: Says how large images become, how many make a step, and which norms there are.
+        processes: Number of processes that share a step.
+
+    Raises:
+        ValueError: if there is such an image, or if the processes cannot share a step evenly.
+    """
+    if images_per_process(recipe.data.batch_size, processes) > 1:
+        return
+    in_towers = recipe.model.tower_norm == "batch"
+    stride = STRIDES[-1] if in_towers else STRIDES[2]
+    short = min(recipe.data.short_sides)
+    if short > stride:
+        return
+    for index, (height, width) in enumerate(images.sizes.tolist()):
+        size = scaled_size(height, width, short, recipe.data.long_side)
+        if max(size) <= stride:  # then padded, to multiples of 32, as well
+            cure = ", or set -o model.tower_norm=group" if in_towers else ""
+            raise ValueError(
+                f"data.batch_size {recipe.data.batch_size} leaves each process one image per step, "
+                f"and image {images.image_ids[index]} ({images.file_name(index)}), scaled to "
+                f"{size[0]} x {size[1]} pixels (height x width), is a single cell to the batch "
+                f"norms at stride {stride}, which need two; set -o data.batch_size={2 * processes} "
+                f"or more, make data.short_sides larger{cure}"
+            )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -465,6 +499,7 @@ class Engine:
             self.fabric, lambda: open_images(recipe, settings.data, strict=settings.strict)
         )
         self.validation_file = self._check_validation()
+        refuse_single_cells(self.images, recipe, self.fabric.world_size)
         config = recipe.model.build(self.images.classes, self.images.category_ids)
         seed_everything(recipe.seed)
         self.student = self._build_student(config, start=saved is None)
