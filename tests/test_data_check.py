@@ -346,6 +346,43 @@ def test_the_command_lists_repairs_and_fails(folder: Path) -> None:
     assert not list(folder.glob("*.part"))
 
 
+def test_the_command_says_where_a_copy_without_its_images_belongs(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    away, beside = elsewhere / "fixed.json", folder / "fixed.json"
+    file = folder / "train.json"
+    file.write_text(json.dumps(everything_wrong()))
+    line = f"{away}: its file names are relative to {folder}: move it there, or"
+    result = CliRunner().invoke(data, ["check", str(file), "--fix", str(away)])
+    assert line in result.output
+    assert f"--images {folder}" in result.output
+    assert CliRunner().invoke(data, ["check", str(away)]).exit_code != 0
+    assert CliRunner().invoke(data, ["check", str(away), "--images", str(folder)]).exit_code == 0
+    away.rename(beside)
+    assert CliRunner().invoke(data, ["check", str(beside)]).exit_code == 0
+    # a folder in which they are found will do, whatever its name; so does one for no image
+    for entry in folder.iterdir():
+        (elsewhere / entry.name).symlink_to(entry)
+    result = CliRunner().invoke(data, ["check", str(file), "--fix", str(elsewhere / "other.json")])
+    assert "its file names are relative" not in result.output
+    file.write_text(json.dumps(content() | {"images": []}))
+    nowhere = tmp_path_factory.mktemp("nowhere") / "none.json"
+    result = CliRunner().invoke(data, ["check", str(file), "--fix", str(nowhere)])
+    assert f"{nowhere}: written" in result.output
+    assert "its file names are relative" not in result.output
+
+
+def test_what_nothing_repairs_is_not_called_repaired(folder: Path) -> None:
+    file, out = folder / "train.json", folder / "fixed.json"
+    sided = content()
+    sided["categories"][0]["name"] = "left_shoe"
+    file.write_text(json.dumps(sided))
+    result = CliRunner().invoke(data, ["check", str(file), "--fix", str(out)])
+    assert f"{out}: written\n       1 left as they are" in result.output
+    assert "with data.flip: off" in result.output
+
+
 def test_the_command_passes_a_sound_file(folder: Path) -> None:
     file = folder / "train.json"
     file.write_text(json.dumps(content()))

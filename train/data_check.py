@@ -170,9 +170,11 @@ class _Walk:
                 continue
             other = folded.get(mirrored.lower())
             if other is None:
-                advice = "there is no class for its mirror image; train with flip: off"
+                advice = "there is no class for its mirror image; train with data.flip: off"
             else:
-                advice = f"a flip must swap it with {other!r}: flip: {{{name}: {other}}}, or off"
+                advice = (
+                    f"a flip must swap it with {other!r}: data.flip: {{{name}: {other}}}, or off"
+                )
             if other is None or "left" in name.lower():
                 self.add("left/right with flip on", f"class {name!r}", advice)
 
@@ -468,6 +470,11 @@ def _remarks(
     if empty and annotations:
         remarks.append(f"classes without an annotation: {', '.join(empty)}")
     return remarks
+
+
+def finds_images(report: Report, folder: Path) -> bool:
+    """Whether every image of the repaired copy is found from a folder that the copy lies in."""
+    return all(is_file(folder / entry["file_name"]) for entry in report.repaired["images"])
 
 
 def write_repaired(report: Report, out: str | Path) -> None:

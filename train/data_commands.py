@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from boxseg.errors import BoxSegError, DataError
-from boxseg.train.data_check import Report, check_annotations, write_repaired
+from boxseg.train.data_check import Report, check_annotations, finds_images, write_repaired
 from boxseg.train.data_layouts import Written, write_cityscapes, write_voc
 from boxseg.train.depth_maps import (
     DEFAULT_DIVISOR,
@@ -158,18 +158,22 @@ def cityscapes(root: Path, out: Path | None, boxes_only: bool) -> None:
     _tell_written(files, "groups")
 
 
-def _summary(report: Report, fixed: Path | None) -> list[str]:
-    """Closing lines: defects by kind, and what was repaired."""
+def _summary(report: Report, root: Path, fixed: Path | None) -> list[str]:
+    """Closing lines: defects by kind, what was repaired, and where the copy belongs."""
     lines = [f"{count:8} {kind}" for kind, count in sorted(report.counts.items())]
     if fixed is not None:
-        lines.append(
-            f"{fixed}: written, with these repairs:" if report.defects else f"{fixed}: written"
-        )
-        lines += [f"{count:8} {repair}" for repair, count in report.repairs.items() if repair]
+        repairs = [f"{count:8} {repair}" for repair, count in report.repairs.items() if repair]
+        lines.append(f"{fixed}: written" + (", with these repairs:" if repairs else ""))
+        lines += repairs
         if report.repairs[""]:
             lines.append(
                 f"{report.repairs['']:8} left as they are: "
                 "that is for the recipe, or for a person, to change"
+            )
+        if not finds_images(report, fixed.parent):
+            lines.append(
+                f"{fixed}: its file names are relative to {root}: move it there, or check it with "
+                f"--images {root}"
             )
     return lines
 
@@ -187,13 +191,15 @@ def _summary(report: Report, fixed: Path | None) -> list[str]:
     type=click.Choice(["on", "off"]),
     default="on",
     show_default=True,
-    help="Whether the recipe mirrors images; with on, class names with left or right are defects.",
+    help="Whether the recipe mirrors images; with on, class names with left or right are defects. "
+    "off too where data.flip swaps them.",
 )
 @click.option(
     "--fix",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="Write a repaired copy of FILE here. Its file names stay relative to the same folder.",
+    help="Write a repaired copy of FILE here, best beside FILE: its file names stay relative to the "
+    "same folder, and elsewhere its images are not found.",
 )
 def check(file: Path, images: Path | None, flip: str, fix: Path | None) -> None:
     """List every defect of the COCO annotations FILE and of its images.
@@ -201,6 +207,7 @@ def check(file: Path, images: Path | None, flip: str, fix: Path | None) -> None:
     One line per defect with image and annotation id. Ends with exit code 0 if FILE is sound and
     with 3 if anything is wrong with it, also if --fix repaired a copy.
     """
+    root = file.parent if images is None else images
     if fix is not None and fix.exists() and file.exists() and fix.samefile(file):
         raise click.BadParameter(f"{fix} is FILE itself; name another file", param_hint="--fix")
     with click.progressbar(
@@ -211,14 +218,14 @@ def check(file: Path, images: Path | None, flip: str, fix: Path | None) -> None:
             bar.length = total
             bar.update(done - bar.pos)
 
-        report = check_annotations(file, images, flip=flip == "on", progress=progress)
+        report = check_annotations(file, root, flip=flip == "on", progress=progress)
     for defect in report.defects:
         click.echo(str(defect))
     for remark in report.remarks:
         click.echo(f"note: {remark}")
     if fix is not None:
         write_repaired(report, fix)
-    for line in _summary(report, fix):
+    for line in _summary(report, root, fix):
         click.echo(line)
     size = f"{report.images} images, {report.annotations} annotations"
     if report.defects:
