@@ -7,7 +7,8 @@ ranges are measured on the graph in fp32, inside the engine, so that no tensor i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 FEWEST_IMAGES = 16
 """Ranges of fewer images are those of a few scenes, not of a camera."""
+LOOKED_AT = 32
+"""Images of a set that are opened to see how it looks."""
+LOOKS = ("mean grey level", "contrast", "colour")
+"""What is compared: mean and standard deviation of the grey levels, and the mean gap between the
+largest and the least channel of a pixel; all in 0..255."""
+LOOK_MARGIN = 8.0
+"""How far a set may lie beyond another and still look alike, in the same levels."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class CalibrationSet:
     """One phrase for reports: whose images these are."""
     frames: tuple[NDArray[np.uint8], ...] = ()
     """RGB (H, W, 3) in place of files: drawn ones."""
+    doubts: tuple[str, ...] = ()
+    """Why these images may be the wrong ones, a sentence each."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -75,6 +85,7 @@ class CalibrationSet:
             "source": portable_text(self.source, [file.parent for file in self.files]),
             "sha256": hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest(),
             "files": hashes,
+            "doubts": list(self.doubts),
         }
 
 
@@ -107,6 +118,82 @@ def calibration_set(files: list[Path], source: Path, count: int) -> CalibrationS
             f"{'' if different == 1 else 's'}; calibration needs at least {FEWEST_IMAGES}"
         )
     return found
+
+
+# ----------------------------------------------------------------------- are these the right ones
+
+
+def _common_count(images: CalibrationSet, others: Iterable[Path]) -> int:
+    """Count the calibration files that are among others, byte by byte."""
+    sizes = {file.stat().st_size for file in images.files}
+    hashes = {
+        hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in others
+        if file.is_file() and file.stat().st_size in sizes
+    }
+    return sum(digest in hashes for digest in images.hashes())
+
+
+def _look(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return what LOOKS says about an image, RGB (H, W, 3); of a large one, on a grid."""
+    step = max(1, min(pixels.shape[:2]) // 64)
+    sample = pixels[::step, ::step].astype(np.float64)
+    grey = sample.mean(axis=2)
+    return np.array([grey.mean(), grey.std(), np.ptp(sample, axis=2).mean()])
+
+
+def _looks(files: Sequence[Path]) -> NDArray[np.float64]:
+    """Return what LOOKS says about images, evenly spread over those that can be read, (N, 3)."""
+    count = min(len(files), LOOKED_AT)
+    found = []
+    for file in [files[index * len(files) // count] for index in range(count)]:
+        with suppress(DataError):  # who judges on an image says what is wrong with it
+            found.append(_look(read_image(file)))
+    return np.array(found).reshape(-1, len(LOOKS))
+
+
+def doubts_about(
+    images: CalibrationSet, data: str, files: Sequence[Path], judged: Sequence[Path]
+) -> tuple[str, ...]:
+    """Say why a file that is calibrated on some images may do worse than its numbers.
+
+    Two things are looked for. A file that was made with the very images that its AP is measured on
+    shows a better one than it has. And where most images that it is tried on lie beyond nearly all
+    of the calibration set in LOOKS, its ranges may be those of another camera or light; sets of
+    fewer than 16 images are not compared.
+
+    Args:
+        images: The calibration set; drawn images are not doubted.
+        data: Name of what the network is tried on.
+        files: Its images.
+        judged: Those of them that AP is measured on.
+
+    Returns:
+        A sentence each.
+    """
+    found = []
+    common = _common_count(images, judged)
+    if common:
+        found.append(
+            f"{common} of the {len(images)} calibration images {'is' if common == 1 else 'are'} "
+            f"also among the images of {data} that AP is measured on: on others it may be lower"
+        )
+    ours, theirs = _looks(images.files), _looks(files)
+    if min(len(ours), len(theirs)) < FEWEST_IMAGES:
+        return tuple(found)
+    middle = np.median(theirs, axis=0)  # (3,)
+    low, high = np.percentile(ours, [10, 90], axis=0)
+    other = [
+        f"{name} {there:.0f} in the middle, of most calibration images {least:.0f} to {most:.0f}"
+        for name, there, least, most in zip(LOOKS, middle, low, high, strict=True)
+        if not least - LOOK_MARGIN <= there <= most + LOOK_MARGIN
+    ]
+    if other:
+        found.append(
+            f"the images of {data} look otherwise than those for calibration ({'; '.join(other)}): "
+            "ranges may not fit them"
+        )
+    return tuple(found)
 
 
 # ------------------------------------------------------------------------------------ measuring

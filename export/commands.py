@@ -258,14 +258,39 @@ def _calibration(
     return CalibrationSet((), samples.source, tuple(samples.frames.values()))
 
 
+def _doubts(
+    calibration: CalibrationSet, data: Path | None, accuracy_images: int, report_images: int | None
+) -> tuple[str, ...]:
+    """Hold the calibration set against the images that the file is tried and judged on.
+
+    Args:
+        calibration: The set.
+        data: What the user named.
+        accuracy_images: AP is measured on so many images.
+        report_images: --report judges on so many; None judges on all.
+    """
+    from boxseg.export.calibration import doubts_about
+    from boxseg.export.manifest import annotations_of
+    from boxseg.export.verify import image_files
+
+    if data is None:
+        return ()
+    files, truth = image_files(data), annotations_of(data)
+    most = len(files) if report_images is None else max(accuracy_images, report_images)
+    judged = [] if truth is None else files[:most]
+    return doubts_about(calibration, (truth or data).name, files, judged)
+
+
 def _truth(precision: str, data: Path | None, report: Path) -> Path:
     """Return the annotation file that --report judges on."""
+    from boxseg.export.manifest import annotations_of
+
     if report.suffix == ".md":
         raise click.UsageError(f"--report writes JSON, and tables beside it; got {report}")
     if precision == "fp32":
         raise click.UsageError("--report compares precisions; give --precision too")
-    file = data / "val.json" if data is not None and data.is_dir() else data
-    if file is None or not file.is_file() or file.suffix != ".json":
+    file = None if data is None else annotations_of(data)
+    if file is None:
         raise click.UsageError(
             "--report needs masks and boxes to judge on: name a data folder with a val.json, or a "
             f"COCO file, with --data (got {data})"
@@ -925,6 +950,11 @@ def export(
     }
     reduced: dict[str, Reduced] = {}
     if calibration is not None:
+        doubts = _doubts(
+            calibration, data, accuracy_images, 0 if report_path is None else report_images
+        )
+        calibration = replace(calibration, doubts=doubts)
+        _echo(f"warning      {doubt}" for doubt in doubts)
         for name, graph in graphs.items():
             reduced[name] = reduce_network(graph, precision, calibration)
             _echo(reduced[name].lines())
@@ -1014,8 +1044,9 @@ def export(
             gpu=f"cuda:{cuda}",
         )
         _echo(precision_report.report_lines(judged, tried))
-        _write_json(report_path, precision_report.as_dict(judged, tried, truth))
-        table = precision_report.markdown(judged, tried, truth)
+        doubts = reduced[form].calibration.doubts
+        _write_json(report_path, precision_report.as_dict(judged, tried, truth, doubts))
+        table = precision_report.markdown(judged, tried, truth, doubts)
         report_path.with_suffix(".md").write_text(table, encoding="utf-8")
     _write_json(json_path, content)
     if unverified:

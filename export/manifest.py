@@ -91,6 +91,12 @@ def golden_image(word: str | None, reference: Backend) -> Golden | None:
     return scenes[0]
 
 
+def annotations_of(data: Path) -> Path | None:
+    """Return the COCO file that a data folder or a file offers to judge on; None if it has none."""
+    file = data / "val.json" if data.is_dir() else data
+    return file if file.suffix == ".json" and file.is_file() else None
+
+
 def score_file(
     path: Path, data: Path | None, images: int, device: str | None = None
 ) -> dict[str, Any]:
@@ -109,8 +115,8 @@ def score_file(
         return {"not_measured": "no --data was given"}
     if images == 0:
         return {"not_measured": "--accuracy-images 0"}
-    file = data / "val.json" if data.is_dir() else data
-    if file.suffix != ".json" or not file.is_file():
+    file = annotations_of(data)
+    if file is None:
         return {"not_measured": f"{data.name} has no annotations"}
     segmenter = Segmenter(path, conf=0.0, device=device)
     try:

@@ -185,6 +185,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
             f"manifest says why. Ranges were measured on {precision['calibration']['source']}.",
             "",
         ]
+        for doubt in precision["calibration"].get("doubts", ()):
+            lines += [f"**Warning:** {doubt}.", ""]
     lines += [
         "## Licences",
         "",

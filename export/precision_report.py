@@ -220,7 +220,10 @@ def report_lines(judged: Sequence[Judged], layers: Sequence[ReturnedLayer]) -> l
 
 
 def markdown(
-    judged: Sequence[Judged], layers: Sequence[ReturnedLayer], annotation_file: Path
+    judged: Sequence[Judged],
+    layers: Sequence[ReturnedLayer],
+    annotation_file: Path,
+    doubts: Sequence[str] = (),
 ) -> str:
     """Return the same as tables, with the worst images.
 
@@ -228,6 +231,7 @@ def markdown(
         judged: The reference first.
         layers: From `returned_layers`.
         annotation_file: What they were judged on.
+        doubts: About the calibration images, a sentence each.
     """
     content = as_dict(judged, layers, annotation_file)
     first = judged[0].accuracy
@@ -274,7 +278,8 @@ def markdown(
             )
             for layer in layers
         ]
-    return "\n".join([*lines, *(f"\n{note}" for note in first.notes)]) + "\n"
+    notes = [*first.notes, *(f"Warning: {doubt}." for doubt in doubts)]
+    return "\n".join([*lines, *(f"\n{note}" for note in notes)]) + "\n"
 
 
 def _names(annotation_file: Path) -> dict[int, str]:
@@ -284,7 +289,10 @@ def _names(annotation_file: Path) -> dict[int, str]:
 
 
 def as_dict(
-    judged: Sequence[Judged], layers: Sequence[ReturnedLayer], annotation_file: Path
+    judged: Sequence[Judged],
+    layers: Sequence[ReturnedLayer],
+    annotation_file: Path,
+    doubts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return JSON types.
 
@@ -292,6 +300,7 @@ def as_dict(
         judged: The reference first.
         layers: From `returned_layers`.
         annotation_file: What they were judged on.
+        doubts: About the calibration images, a sentence each.
     """
     names = _names(annotation_file)
     first = judged[0]
@@ -301,6 +310,7 @@ def as_dict(
         },
         "against": first.name,
         "data": str(annotation_file),
+        "doubts": list(doubts),
         "loss": {},
         "worst_images": {},
         "layers_to_give_back": [

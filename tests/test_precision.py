@@ -17,6 +17,7 @@ from boxseg.errors import DataError, PrecisionError, UnsupportedOperatorError
 from boxseg.export.calibration import (
     CalibrationSet,
     calibration_set,
+    doubts_about,
     measure_ranges,
     open_session,
 )
@@ -422,6 +423,60 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     assert record["images"] == 1
     other = CalibrationSet((file, file), "two").record()
     assert other["sha256"] != record["sha256"]
+
+
+def test_calibration_on_the_images_that_ap_is_measured_on_is_told(
+    photos: Callable[[int], list[Path]], tmp_path: Path
+) -> None:
+    files = photos(20)
+    chosen = calibration_set(files[:16], tmp_path, 16)
+    assert doubts_about(chosen, "val.json", files[16:], files[16:]) == ()
+    copy = tmp_path / "another name.png"
+    copy.write_bytes(files[0].read_bytes())
+    judged = [copy, *files[14:], tmp_path / "missing.png"]
+    # the copy of 00.png, and 14.png and 15.png themselves
+    assert doubts_about(chosen, "val.json", judged, judged) == (
+        "3 of the 16 calibration images are also among the images of val.json that AP is measured "
+        "on: on others it may be lower",
+    )
+    assert doubts_about(chosen, "val.json", judged, []) == ()
+    (told,) = doubts_about(chosen, "val.json", judged, [copy])
+    assert told.startswith("1 of the 16 calibration images is also among")
+
+
+def test_calibration_on_images_of_another_look_is_told(tmp_path: Path) -> None:
+    def write(name: str, count: int, *levels: int) -> list[Path]:
+        """Write halves of two colours around a level: contrast and colour are known."""
+        folder = tmp_path / name
+        folder.mkdir()
+        for index in range(count):
+            red, green, half = levels[0] + index, levels[1] + index, levels[2]
+            pixels = np.full((4, 8, 3), (red, green, green), np.uint8)
+            pixels[:, :4] -= np.uint8(half)
+            pixels[:, 4:] += np.uint8(half)
+            Image.fromarray(pixels).save(folder / f"{index:02}.png")
+        return sorted(folder.iterdir())
+
+    chosen = calibration_set(write("calib", 16, 60, 60, 5), tmp_path, 16)
+    # grey levels 60 to 75, contrast 5, no colour; of 16 levels, 1.5 steps in from either end are
+    # the 10th and the 90th percentile: 61.5 and 73.5
+    alike = write("alike", 16, 70, 70, 10)  # 77.5 in the middle, within 8 of 73.5
+    assert doubts_about(chosen, "alike", alike, []) == ()
+    light = write("light", 16, 100, 100, 5)
+    assert doubts_about(chosen, "light", light, []) == (
+        "the images of light look otherwise than those for calibration (mean grey level 108 in the "
+        "middle, of most calibration images 62 to 74): ranges may not fit them",
+    )
+    # 84 and 54 give 64 on the average and a gap of 30; 64 +- 20 is a contrast of 20
+    (told,) = doubts_about(chosen, "x", write("coloured", 16, 84, 54, 20), [])
+    assert "grey" not in told
+    assert "contrast 20 in the middle, of most calibration images 5 to 5" in told
+    assert "colour 30 in the middle, of most calibration images 0 to 0" in told
+    assert doubts_about(chosen, "few", light[:15], []) == ()
+    light[0].write_text("no image")
+    assert doubts_about(chosen, "15 that can be read", light, []) == ()
+    drawn = CalibrationSet((), "drawn", (np.zeros((4, 8, 3), np.uint8),))
+    assert doubts_about(drawn, "light", light, light) == ()
 
 
 # ---------------------------------------------------------------------------------------- audit

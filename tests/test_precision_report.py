@@ -107,6 +107,7 @@ def test_the_table_has_a_row_per_class_and_a_line_per_precision(tmp_path: Path) 
     assert "| `head.weight` | -0.10 | +0.25 | 1.2 % |" in table
     without = [precision("fp32", 0.5, None), precision("int8", 0.49, None)]
     assert as_dict(without, [], truth)["loss"]["int8"]["mask"] is None
+    assert as_dict(without, [], truth)["doubts"] == []
     assert "| all | 50.0 | - | 49.0 | - |" in markdown(without, [], truth)
 
 
@@ -168,9 +169,19 @@ def test_the_command_reports_every_precision_on_the_same_images(
     model = tmp_path / "best.pt"
     save_model(model, tiny_student)
     report = tmp_path / "report.json"
+    (data / "train_7.png").write_bytes((data / "val_2.png").read_bytes())
     words = ["export", str(model), "--half", "--data", str(data), "--report", str(report)]
-    assert cli.run(words) == 0
+    assert cli.run([*words, "--accuracy-images", "1"]) == 0
     printed = capsys.readouterr().out
+    doubt = (
+        "1 of the 16 calibration images is also among the images of val.json that AP is measured"
+    )
+    assert f"warning      {doubt}" in printed
+    assert doubt in json.loads(report.read_text())["doubts"][0]
+    assert f"\nWarning: {doubt}" in report.with_suffix(".md").read_text()
+    said = json.loads((tmp_path / "best_fp16.onnx.manifest.json").read_text())["precision"]
+    assert doubt in said["calibration"]["doubts"][0]
+    assert f"\n**Warning:** {doubt}" in (tmp_path / "best_fp16.onnx.md").read_text()
     assert f"measured on 16 of 16 images of {data / 'train.json'}" in printed
     assert "fp16 against fp32: box AP" in printed
     assert "(ONNX Runtime in fp32, rounded after every node)" in printed
