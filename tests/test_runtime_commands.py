@@ -362,7 +362,9 @@ def test_bench_prints_stages_and_writes_a_record(
         "blocks": 1,
         "blocks_faster": 0,
     }
-    assert "against model.onnx: engine 1.000 x (less in 0 of 3 rounds, in 0 of 1 blocks of 2)" in text
+    assert (
+        "against model.onnx: engine 1.000 x (less in 0 of 3 rounds, in 0 of 1 blocks of 2)" in text
+    )
     assert values["settings"]["threads"] == 2
     assert values["settings"]["frame_sizes"] == ["20 x 40"]
     assert values["machine"]["cores"] >= 1

@@ -192,14 +192,14 @@ def _summary(report: Report, root: Path, fixed: Path | None) -> list[str]:
     default="on",
     show_default=True,
     help="Whether the recipe mirrors images; with on, class names with left or right are defects. "
-    "off too where data.flip swaps them.",
+    "Say off also where data.flip swaps them.",
 )
 @click.option(
     "--fix",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="Write a repaired copy of FILE here, best beside FILE: its file names stay relative to the "
-    "same folder, and elsewhere its images are not found.",
+    help="Write a repaired copy of FILE here, best beside FILE: its file names stay relative to "
+    "the same folder, and elsewhere its images are not found.",
 )
 def check(file: Path, images: Path | None, flip: str, fix: Path | None) -> None:
     """List every defect of the COCO annotations FILE and of its images.
