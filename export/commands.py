@@ -867,6 +867,7 @@ def export(
     from boxseg.export.strip_report import left_behind
     from boxseg.export.to_onnx import EXPORTERS, OPSET, trace
     from boxseg.export.to_tensorrt import BuildOptions, build_engine, open_toolkit
+    from boxseg.runtime.golden_sample import NOTHING_EXPECTED
 
     precision = _asked_precision(precision, half, int8)
     if precision == "fp32" and calib is not None:
@@ -983,6 +984,8 @@ def export(
         for name, each in networks.items()
         if image is not None
     }
+    if image is not None and any(not answer["detections"] for _, answer in answers.values()):
+        click.echo(f"golden       {image.source}: {NOTHING_EXPECTED}")
     unverified = []
     for kind, target in targets.items():
         form = forms[kind]

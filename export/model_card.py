@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from boxseg.runtime.golden_sample import NOTHING_EXPECTED
+
 NOT_STATED = "not stated"
 
 
@@ -178,6 +180,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
             f"`boxseg verify {name}` holds a machine against it.",
             "",
         ]
+        if found == 0:
+            lines += [f"**Warning:** {NOTHING_EXPECTED}.", ""]
     lines += ["## Weights", "", *_strip_lines(manifest["strip"])]
     if "calibration" in precision:
         lines += [

@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from boxseg.runtime.backends import Backend
 
 MANIFEST_VERSION = 1
+NOTHING_EXPECTED = (
+    "no detection is expected on it, so it proves the tensors alone; boxseg export --golden FILE "
+    "takes an image with objects"
+)
+"""What a golden sample is worth on which the network finds nothing."""
 UNVERIFIED = ".unverified"
 """Ends the name of a file that no engine could run where it was written."""
 DIGEST_SAMPLES = 64
@@ -355,7 +360,7 @@ class Replay:
         if not self.added.passed:
             lines.append(f"  {len(self.added.missing)} more than expected  FAILED")
         if self.missing.expected == 0:
-            lines.append("  no detection is expected on it: only the tensors were compared")
+            lines.append(f"  {NOTHING_EXPECTED}")
         lines.append(f"  loaded in {self.load_ms:.0f} ms, answered in {self.answer_ms:.0f} ms")
         return lines
 

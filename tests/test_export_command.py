@@ -75,6 +75,7 @@ def test_both_formats_are_written_proven_and_verified_again(
     assert cli.run(words) == 0
     printed = capsys.readouterr().out
     assert "each is the model's by name, shape and bytes" in printed
+    assert "no detection is expected" not in printed
     student = load_model(run_folder)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         student(torch.zeros(1, 3, *student.config.imgsz))
@@ -345,6 +346,22 @@ def test_size_name_golden_image_exporter_and_licence_are_as_asked(
     assert backends.open_backend(out).metadata.imgsz == Fit(height=64, width=96)
     # The size comes from the file, so verify needs no --imgsz.
     assert cli.run(["verify", str(out), "--against", str(run_folder / "best.pt")]) == 0
+
+
+def test_a_golden_sample_without_detections_is_told(
+    tiny_student: Student, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = Student(tiny_student.config)
+    mute.load_state_dict(tiny_student.state_dict())
+    with torch.no_grad():
+        mute.get_parameter("head.class_logits.bias").fill_(-50.0)
+    save_model(tmp_path / "best.pt", mute)
+    assert cli.run(["export", str(tmp_path / "best.pt"), "--imgsz", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "golden       shapes drawn by boxseg (seed 0), nobody's photograph: no detection" in printed
+    )
+    assert "--golden FILE takes an image with objects" in printed
 
 
 def test_a_trainer_file_alone_can_be_exported(

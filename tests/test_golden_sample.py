@@ -56,7 +56,22 @@ def test_a_sound_file_replays(exported: Path) -> None:
     assert found.missing.expected > 0
     assert [tensor.share for tensor in found.tensors] == [0.0] * 5
     assert any("noise of the tests" in line for line in found.lines())
+    assert not any("no detection is expected" in line for line in found.lines())
     assert json.loads(json.dumps(found.as_dict()))["passed"]
+
+
+def test_a_sample_without_detections_says_what_it_proves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = dense_outputs(3)
+    outputs["class_logits"][:] = -20.0  # far below the score of a candidate
+    path = write_onnx(tmp_path / "best.onnx", outputs, describe())
+    write_sample(path, np.zeros((40, 60, 3), np.uint8))
+    assert cli.run(["verify", str(path)]) == 0
+    told = (
+        "no detection is expected on it, so it proves the tensors alone; boxseg export --golden FI"
+    )
+    assert told in capsys.readouterr().out
 
 
 def test_the_answer_is_that_of_the_runtime(exported: Path) -> None:

@@ -202,6 +202,15 @@ def test_a_card_without_proof_accuracy_or_recipe_says_so(exported: Path) -> None
     assert "Ranges were measured on 16 of 20 images of train.json." in card
 
 
+def test_a_card_says_what_a_sample_without_detections_proves(exported: Path) -> None:
+    said = written(exported)
+    told = "no detection is expected on it, so it proves the tensors alone"
+    assert told not in model_card(said)
+    said["golden"]["detections"] = []
+    assert "Expected on it: 0 instances" in model_card(said)
+    assert f"\n**Warning:** {told}; boxseg export --golden FILE takes an image" in model_card(said)
+
+
 def test_a_second_export_without_a_sample_removes_the_first_one(exported: Path) -> None:
     written(exported)
     written(exported, golden=False)
