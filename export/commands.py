@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxseg.errors import BoxSegError, FileMismatchError, ParityError, UnverifiedError
-from boxseg.runtime.commands import REPORT, NumbersCommand
+from boxseg.runtime.commands import REPORT, NumbersCommand, is_torch_model
 
 if TYPE_CHECKING:
     from boxseg.export.calibration import CalibrationSet
@@ -1056,6 +1056,32 @@ def export(
         raise UnverifiedError("; ".join(unverified))
 
 
+def _refuse_network(file: Path) -> None:
+    """Say what `verify` takes where it was given a run folder or a model file.
+
+    Raises:
+        FileMismatchError: if the path is one of those.
+    """
+    from boxseg.runtime.golden_sample import UNVERIFIED
+
+    if not file.exists() or not is_torch_model(file):
+        return
+    folder = file if file.is_dir() else file.parent
+    exported = [
+        str(path)
+        for path in sorted(folder.iterdir())
+        if path.name.removesuffix(UNVERIFIED).endswith(tuple(NAMED))
+    ]
+    raise FileMismatchError(
+        f"{file} is no exported file; "
+        + (
+            f"give {' or '.join(exported)}"
+            if exported
+            else f"boxseg export {file} writes one: an .onnx file, an OpenVINO folder or an engine"
+        )
+    )
+
+
 def _final_name(file: Path) -> Path | None:
     """Return the name that an unverified file gets if it passes; None for other files."""
     from boxseg.runtime.golden_sample import UNVERIFIED
@@ -1127,6 +1153,7 @@ def verify(
     from boxseg.runtime.golden_sample import open_shelved, read_manifest, sidecars
     from boxseg.runtime.preprocess import Fit
 
+    _refuse_network(file)
     if against is None:
         if data is not None:
             raise click.UsageError("--data is for --against; the golden sample is one image")

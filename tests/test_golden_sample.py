@@ -220,6 +220,28 @@ def test_a_file_without_a_sample_says_so(copied: Path, capsys: pytest.CaptureFix
     assert cli.run(["verify", str(copied.with_name("gone.onnx"))]) == 2
 
 
+def test_a_network_in_place_of_a_file_is_told_what_to_give(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.pt").write_bytes(b"weights")
+    for network in (run, run / "best.pt"):
+        for words in ([], ["--against", str(run)]):
+            assert cli.run(["verify", str(network), *words]) == 8
+            error = capsys.readouterr().err
+            told = f"{network} is no exported file; boxseg export {network} writes one"
+            assert error.startswith(f"error: {told}")
+            assert error.count("\n") == 1
+    shutil.copy(copied, run / "best.onnx")
+    (run / "best_openvino_model").mkdir()
+    assert cli.run(["verify", str(run)]) == 8
+    assert (
+        f"{run} is no exported file; give {run}/best.onnx or {run}/best_openvino_model\n"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_report_for_programs_is_written(copied: Path, tmp_path: Path) -> None:
     assert cli.run(["verify", str(copied), "--json", str(tmp_path / "report.json")]) == 0
     assert json.loads((tmp_path / "report.json").read_text())["input_is_equal"]
