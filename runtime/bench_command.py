@@ -46,8 +46,16 @@ class NumberList(click.ParamType[tuple[int, ...]]):
         return tuple(sorted({int(word) for word in words}))
 
 
-def _frames(source: Path | None, data: Path | None) -> tuple[list[NDArray[np.uint8]], str]:
-    """Return frames and what they are."""
+def _frames(
+    source: Path | None, data: Path | None, max_images: int | None
+) -> tuple[list[NDArray[np.uint8]], str]:
+    """Return frames and what they are.
+
+    Args:
+        source: What the user named for times.
+        data: What the user named for AP; the frames are its images where there is no source.
+        max_images: No more of them than this.
+    """
     from itertools import islice
 
     from boxseg.runtime.benchmark import synthetic_frame
@@ -57,7 +65,7 @@ def _frames(source: Path | None, data: Path | None) -> tuple[list[NDArray[np.uin
         from boxseg.runtime.accuracy import load_truth
 
         file = commands.annotation_file(data)
-        entries = load_truth(file).images[:FRAMES]
+        entries = load_truth(file).images[: min(FRAMES, max_images or FRAMES)]
         frames = [read_image(file.parent / entry["file_name"]) for entry in entries]
         return frames, f"frames: the first {len(frames)} images of {data}"
     if source is None:
@@ -299,7 +307,11 @@ def _score(
 @click.option(
     "--data", type=commands.FILE, help="Also measure COCO AP: COCO file, or folder with a val.json."
 )
-@click.option("--max-images", type=click.IntRange(min=1), help="Of --data, the first N alone.")
+@click.option(
+    "--max-images",
+    type=click.IntRange(min=1),
+    help="Of --data, take the first N images alone, for AP and as frames.",
+)
 @click.option(
     "--json", "json_file", type=commands.REPORT, help="Write settings, machine and times here."
 )
@@ -341,7 +353,7 @@ def bench(
         raise click.UsageError("--max-images is for --data")
     if plot_file is not None:
         bench_report.check_plot(plot_file)
-    frames, text = _frames(source, data)
+    frames, text = _frames(source, data, max_images)
     names = [str(path) for path in models]
     if len(set(names)) < len(names):
         raise click.UsageError("MODEL is given twice; each model is timed once")

@@ -259,6 +259,27 @@ def test_the_whole_command_says_what_is_inside(
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_more_images_are_taken_than_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    images = [{"id": i, "file_name": f"{i}.png", "height": 96, "width": 160} for i in (1, 2)]
+    for image in images:
+        Image.fromarray(FRAMES[0]).save(tmp_path / str(image["file_name"]))
+    truth = {"images": images, "categories": [{"id": 3, "name": "star"}], "annotations": []}
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    model = write_onnx(tmp_path / "a.onnx", dense_outputs(3), describe())
+    words = ["bench", str(model), "--iters", "1", "--warmup", "0", "--threads", "1"]
+    words += ["--data", str(tmp_path), "--json", str(tmp_path / "b.json")]
+    for more, taken in ((["--max-images", "1"], 1), ([], 2)):
+        assert cli.run([*words, *more]) == 0
+        assert f"frames: the first {taken} image" in capsys.readouterr().out
+        content = json.loads((tmp_path / "b.json").read_text())
+        assert content["settings"]["frames"] == taken
+        assert content["models"][0]["accuracy"]["images"] == taken
+
+
 def test_all_cores_are_the_default_and_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
