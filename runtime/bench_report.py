@@ -12,7 +12,8 @@ from boxseg.errors import BackendMissingError
 
 INSIDE = {
     "letterbox": "resize and padding of a frame in memory to the input, in C",
-    "engine": "the engine's run, with the copies of input and outputs that it makes",
+    "engine": "the engine's run, from the input in the computer's memory to the outputs there; on "
+    "a GPU the copies to it and back are inside",
     "select": "candidates, scores and suppression, in C",
     "masks": "mask head, threshold and run-length text of every detection, in C",
     "total": "wall clock from a frame in memory to its detections with masks as run-length text; "
@@ -24,7 +25,7 @@ INSIDE = {
     "against the first": "the median, over the rounds, of a model's time as a share of the first "
     "model's in the same round, how many rounds it won, and in how many blocks of rounds that "
     "median was below 1",
-    "batch": "the engine alone, one run on B copies of one letterboxed frame",
+    "batch": "the engine alone, as in its stage, one run on B copies of one letterboxed frame",
     "objects": "the engine runs as ever; then its outputs are exchanged for synthetic ones that "
     "hold N objects of class 0 on a square grid over the frame, boxes of 1/8 of the input's sides, "
     "masks that are diamonds in them (the whole box where the mask head has less than 4 channels); "
@@ -93,6 +94,8 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
         f"{record['detections_mean']:.1f} detections per frame (at most "
         f"{record['detections_most']}), first frame {record['first_ms']:.0f} ms",
     ]
+    if record["gpu"] is not None:
+        lines.append("  engine: the copies to the GPU and back are inside")
     warmup = record["warmup"]
     if warmup is not None:
         lines.append(f"  warm-up: p50 {warmup['p50']:.2f} ms, p99 {warmup['p99']:.2f} ms")

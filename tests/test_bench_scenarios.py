@@ -235,6 +235,7 @@ def test_the_whole_command_says_what_is_inside(
     printed = capsys.readouterr().out
     assert "engine x 2: not timed, the file takes 1 images per run" in printed
     assert "box AP" in printed
+    assert "copies to the GPU" not in printed  # there is none
     content = json.loads((tmp_path / "b.json").read_text())
     record = content["models"][0]
     assert [entry["detections"] for entry in record["objects"]] == [0, 10]

@@ -343,6 +343,7 @@ def test_bench_names_the_gpu_and_its_memory(trt: Any, tmp_path: Path) -> None:
     report = (tmp_path / "bench.md").read_text()
     assert "tensorrt on cuda:0, Stand-in GPU (8.6, driver of CUDA 12.8), fp32" in report
     assert "0 MiB on the GPU" in report
+    assert "\n  engine: the copies to the GPU and back are inside\n" in report
 
 
 def test_a_thread_without_the_gpu_is_an_error_of_the_driver(trt: Any) -> None:
