@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, Self, get_args
 
+from boxseg.errors import counted
+
 BackboneName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large"
 ]
@@ -89,7 +91,7 @@ class ModelConfig:
         if len(self.category_ids) != len(self.classes):
             raise ValueError(
                 f"model.category_ids has {len(self.category_ids)} entries for "
-                f"{len(self.classes)} classes; one id per class is needed"
+                f"{counted(len(self.classes), 'class')}; one id per class is needed"
             )
         for name in self.classes:
             if not isinstance(name, str):

@@ -27,6 +27,12 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def counted(number: int, noun: str) -> str:
+    """Write how many there are of something: 1 image, 2 images, 0 classes."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
 class BoxSegError(Exception):
     """Ends a command with one line and an exit code."""
 

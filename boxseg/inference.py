@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from boxseg import __version__
 from boxseg.checkpoint import load_model, read_model_payload
 from boxseg.config import SIZE_DIVISOR, STRIDES, ModelConfig
-from boxseg.errors import BackendMissingError
+from boxseg.errors import BackendMissingError, counted
 from boxseg.mask_head import COORDINATE_SCALES, MASK_STRIDE, dynamic_mask_head
 from boxseg.student import DensePredictions, Student
 
@@ -217,7 +217,7 @@ class TorchBackend:
         if kind == "cuda" and int(number or 0) >= gpus:
             raise BackendMissingError(
                 f"device {device} is not available: torch finds "
-                + (f"{gpus} CUDA GPUs, cuda:0 the first" if gpus else "no CUDA GPU")
+                + (f"{counted(gpus, 'CUDA GPU')}, cuda:0 the first" if gpus else "no CUDA GPU")
             )
         self.device = device
         self.metadata = describe(student.config, short_long=short_long, form=form, batch=batch)

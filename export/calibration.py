@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxseg.errors import BackendMissingError, DataError
+from boxseg.errors import BackendMissingError, DataError, counted
 from boxseg.export.portable import portable_text
 from boxseg.runtime.images import read_image
 from boxseg.runtime.preprocess import Fit, letterbox
@@ -102,7 +102,7 @@ def calibration_set(files: list[Path], source: Path, count: int) -> CalibrationS
     """
     if len(files) < FEWEST_IMAGES:
         raise DataError(
-            f"{source} holds {len(files)} image{'' if len(files) == 1 else 's'}; "
+            f"{source} holds {counted(len(files), 'image')}; "
             f"calibration needs at least {FEWEST_IMAGES}"
         )
     count = min(count, len(files))
@@ -114,8 +114,8 @@ def calibration_set(files: list[Path], source: Path, count: int) -> CalibrationS
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     if different < FEWEST_IMAGES:
         raise DataError(
-            f"{source}: {count} files hold {different} different image"
-            f"{'' if different == 1 else 's'}; calibration needs at least {FEWEST_IMAGES}"
+            f"{source}: {count} files hold {counted(different, 'different image')}; "
+            f"calibration needs at least {FEWEST_IMAGES}"
         )
     return found
 

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boxseg.errors import BoxSegError, FileMismatchError, ParityError, UnverifiedError
+from boxseg.errors import (
+    BoxSegError,
+    FileMismatchError,
+    ParityError,
+    UnverifiedError,
+    counted,
+)
 from boxseg.runtime.commands import REPORT, NumbersCommand, is_torch_model
 
 if TYPE_CHECKING:
@@ -915,8 +921,8 @@ def export(
     image = golden_image(golden, network.backend)
     config, size = network.student.config, network.metadata["imgsz"]
     click.echo(
-        f"network      {network.file}: {config.backbone}, {len(config.classes)} "
-        f"class{'es' if len(config.classes) > 1 else ''}, input {size['height']} x "
+        f"network      {network.file}: {config.backbone}, "
+        f"{counted(len(config.classes), 'class')}, input {size['height']} x "
         f"{size['width']}, weights {network.metadata['weights']}, torch on {network.backend.device}"
     )
     graphs = {}
@@ -926,7 +932,7 @@ def export(
         click.echo(
             f"shipped      {proof.weights} tensors, {proof.parameters:,} numbers, "
             f"{_size(proof.size_bytes)}: each is the model's by name, shape and bytes; "
-            f"{len(proof.constants)} constants besides; form {name}, "
+            f"{counted(len(proof.constants), 'constant')} besides; form {name}, "
             f"K = {each.metadata['nms']['candidates']}"
         )
     gmac = _gmac(graphs[forms[kinds[0]]], network.metadata)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from boxseg.errors import counted
 from boxseg.runtime.golden_sample import NOTHING_EXPECTED
 
 NOT_STATED = "not stated"
@@ -92,7 +93,7 @@ def _accuracy_lines(scores: Mapping[str, Any]) -> list[str]:
     tightness = _percent(scores["tightness"])
     lines = _table(("COCO, percent", "AP", "AP50", "AP75"), rows)
     lines += [
-        f"Of {scores['what']} of {scores['data']}, {scores['objects']} objects. "
+        f"Of {scores['what']} of {scores['data']}, {counted(scores['objects'], 'object')}. "
         f"Tightness of the masks in their boxes: {tightness}.",
         "",
     ]
@@ -131,7 +132,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     name, said = manifest["name"], manifest["metadata"]
     golden, licence, size = manifest["golden"], manifest["licence"], said["imgsz"]
     precision = manifest["precision"]
-    title = f"{len(said['classes'])} class{'es' if len(said['classes']) > 1 else ''}"
+    title = counted(len(said["classes"]), "class")
     lines = [
         f"# {name}",
         "",
@@ -175,8 +176,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
             "",
             f"![the golden sample]({golden['image']})",
             "",
-            f"The image is {golden['source']}. Expected on it: {found} "
-            f"instance{'' if found == 1 else 's'}, the answer of {golden['reference']}. "
+            f"The image is {golden['source']}. Expected on it: "
+            f"{counted(found, 'instance')}, the answer of {golden['reference']}. "
             f"`boxseg verify {name}` holds a machine against it.",
             "",
         ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boxseg.errors import counted
 from boxseg.runtime.accuracy import Accuracy, Result, evaluate
 from boxseg.runtime.backends import Backend, open_backend
 from boxseg.runtime.segmenter import Segmenter
@@ -215,7 +216,7 @@ def report_lines(judged: Sequence[Judged], layers: Sequence[ReturnedLayer]) -> l
         f"{_signed(layer.mask_gain)}, {100 * layer.cost:.1f} % of the cost"
         for layer in layers
     ]
-    lines.append(f"{first.images} images, {first.objects} objects")
+    lines.append(f"{counted(first.images, 'image')}, {counted(first.objects, 'object')}")
     return [*lines, *first.notes]
 
 
@@ -241,8 +242,8 @@ def markdown(
         return "| " + " | ".join(cells) + " |"
 
     lines = [
-        f"AP in percent on {annotation_file.name}, {first.images} images, {first.objects} objects; "
-        "box and mask.",
+        f"AP in percent on {annotation_file.name}, {counted(first.images, 'image')}, "
+        f"{counted(first.objects, 'object')}; box and mask.",
         "",
         row(["", *(f"{name}, {what}" for name in names for what in ("box", "mask"))]),
         row(["---"] * (1 + 2 * len(names))),

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from boxseg.errors import counted
+
 CRITERION_PART = "depth head"
 """The only part of the criterion that has weights."""
 OWN_PARTS = {"bank": "bank", "pseudo_masks": "prototypes"}
@@ -33,7 +35,7 @@ class LeftBehind:
     def line(self) -> str:
         """Return one line of a report."""
         return (
-            f"{self.part}: {self.tensors} tensor{'s' if self.tensors > 1 else ''}, "
+            f"{self.part}: {counted(self.tensors, 'tensor')}, "
             f"{self.parameters:,} numbers, {self.size_bytes / 1e6:.1f} MB"
         )
 

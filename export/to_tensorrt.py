@@ -19,6 +19,7 @@ from boxseg.errors import (
     BoxSegError,
     PrecisionError,
     UnsupportedOperatorError,
+    counted,
 )
 from boxseg.export.precision_audit import Audit, stored_in_onnx
 from boxseg.runtime.backends import load_tensorrt, machine
@@ -261,7 +262,7 @@ def _make_monitor(trt: Any, report: Callable[[str], None]) -> Any:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if not parent_phase:
                 with lock:
-                    report(f"{phase_name}: {num_steps} step{'s' if num_steps > 1 else ''}")
+                    report(f"{phase_name}: {counted(num_steps, 'step')}")
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             return True  # go on

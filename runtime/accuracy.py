@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
-from boxseg.errors import BackendMissingError, BoxSegError, DataError, one_line
+from boxseg.errors import BackendMissingError, BoxSegError, DataError, counted, one_line
 from boxseg.runtime.average_precision import precision_recall
 from boxseg.runtime.images import leaves_folder, read_image
 
@@ -251,7 +251,7 @@ def load_truth(annotation_file: str | Path) -> _Truth:
                 "where": where,
             }
         )
-    notes = [f"{empty} annotations with an empty box are not judged"] if empty else []
+    notes = [f"not judged: {counted(empty, 'annotation')} with an empty box"] if empty else []
     return _Truth(path, images, annotations, names, notes)
 
 
@@ -782,7 +782,8 @@ def report_lines(accuracy: Accuracy, *, per_class: bool = False) -> list[str]:
             lines.append(f"{one_line(name):<{width}}{_percent(value):>8}{_percent(mask):>8}")
     lines.append("")
     lines.append(
-        f"{accuracy.images} images, {accuracy.objects} objects, {accuracy.detections} detections"
+        f"{counted(accuracy.images, 'image')}, {counted(accuracy.objects, 'object')}, "
+        f"{counted(accuracy.detections, 'detection')}"
     )
     lines += map(one_line, accuracy.notes)
     return lines

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boxseg.errors import BackendMissingError, BoxSegError
+from boxseg.errors import BackendMissingError, BoxSegError, counted
 from boxseg.runtime import commands
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ def _frames(
         file = commands.annotation_file(data)
         entries = load_truth(file).images[: min(FRAMES, max_images or FRAMES)]
         frames = [read_image(file.parent / entry["file_name"]) for entry in entries]
-        return frames, f"frames: the first {len(frames)} images of {data}"
+        return frames, f"frames: the first {counted(len(frames), 'image')} of {data}"
     if source is None:
         return [
             synthetic_frame()
         ], "frames: a synthetic frame (seed 0), no real image: use --source"
     frames = [frame.image for frame in islice(iterate_frames(source), FRAMES)]
-    return frames, f"frames: {len(frames)} frames of {source}"
+    return frames, f"frames: {counted(len(frames), 'frame')} of {source}"
 
 
 def _size_bytes(path: Path) -> int:
@@ -155,9 +155,10 @@ def _batch_entries(
         if not commands.is_torch_model(path):
             least, most = said.batch.least, said.batch.most
             wanted[name] = [size for size in batches if least <= size <= most]
-            takes = f"{most}" if least == most else f"{least} to {most}"
+            takes = counted(most, "image")
+            takes = takes if least == most else f"{least} to {takes}"
             entries[name] = [
-                {"batch": size, "skipped": f"not timed, the file takes {takes} images per run"}
+                {"batch": size, "skipped": f"not timed, the file takes {takes} per run"}
                 for size in batches
                 if size not in wanted[name]
             ]
@@ -403,7 +404,7 @@ def bench(
     sizes = sorted({f"{frame.shape[0]} x {frame.shape[1]}" for frame in frames})
     shown = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
     click.echo(f"{machine['cpu']}, {commands.cores_text(machine)}, Python {machine['python']}")
-    click.echo(f"{text}; {shown} (height x width), {timings[0].rounds} rounds")
+    click.echo(f"{text}; {shown} (height x width), {counted(timings[0].rounds, 'round')}")
     records: list[dict[str, Any]] = []
     for path, timing in zip(models, timings, strict=True):
         name, segmenter = str(path), segmenters[str(path)]

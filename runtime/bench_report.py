@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from boxseg.errors import BackendMissingError
+from boxseg.errors import BackendMissingError, counted
 
 INSIDE = {
     "letterbox": "resize and padding of a frame in memory to the input, in C",
@@ -132,7 +132,7 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
     if accuracy is not None:
         lines.append(
             f"  box AP {_ap(accuracy, 'box')}, mask AP {_ap(accuracy, 'mask')} on "
-            f"{accuracy['images']} images"
+            f"{counted(accuracy['images'], 'image')}"
         )
     return lines
 
@@ -142,7 +142,7 @@ def threads_text(record: Mapping[str, Any]) -> str:
     threads = record["threads"]
     if threads is None:
         return f"threads of {record['backend']} as they are"
-    return f"{threads} thread{'s' if threads > 1 else ''}"
+    return counted(threads, "thread")
 
 
 def _ap(accuracy: Mapping[str, Any], kind: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from boxseg.errors import counted
 from boxseg.runtime.benchmark_inputs import HEAD_CHANNELS, NetworkOutputs, ScoredBoxes
 
 Floats = NDArray[np.float32]
@@ -89,16 +90,14 @@ class Peers:
         return None if any(module is None for module in found) else found
 
 
-def _count(threads: int) -> str:
-    return f"{threads} thread{'s' * (threads > 1)}"
-
-
 def _per_thread(
     name: str, call: Callable[[], Any], set_threads: Callable[[int], object]
 ) -> Iterator[Contender]:
     """Offer a call at each number of threads of a package with one global setting."""
     for threads in THREADS:
-        yield Contender(f"{name}, {_count(threads)}", call, functools.partial(set_threads, threads))
+        yield Contender(
+            f"{name}, {counted(threads, 'thread')}", call, functools.partial(set_threads, threads)
+        )
 
 
 # --- engines -------------------------------------------------------------------------------------
@@ -167,7 +166,7 @@ def nms_peers(peers: Peers, given: ScoredBoxes, max_keep: int | None) -> list[Co
             request = _openvino_request(openvino, _nms_openvino(openvino, n, limit), threads)
             found.append(
                 Contender(
-                    f"openvino NonMaxSuppression, {_count(threads)}",
+                    f"openvino NonMaxSuppression, {counted(threads, 'thread')}",
                     lambda request=request: _openvino_kept(  # type: ignore[misc]
                         request, boxes[None], scores[None, None]
                     ),
@@ -183,7 +182,7 @@ def nms_peers(peers: Peers, given: ScoredBoxes, max_keep: int | None) -> list[Co
             session = _onnxruntime_session(onnxruntime, model, threads)
             found.append(
                 Contender(
-                    f"onnxruntime NonMaxSuppression, {_count(threads)}",
+                    f"onnxruntime NonMaxSuppression, {counted(threads, 'thread')}",
                     lambda session=session: session.run(None, feed)[0][:, 2],  # type: ignore[misc]
                 )
             )
@@ -483,7 +482,7 @@ def head_peers(peers: Peers, inputs: HeadInputs) -> list[Contender]:
             session = _onnxruntime_session(onnxruntime, model, threads)
             found.append(
                 Contender(
-                    f"onnxruntime in graph, {_count(threads)}",
+                    f"onnxruntime in graph, {counted(threads, 'thread')}",
                     lambda session=session: session.run(None, feed)[0],  # type: ignore[misc]
                 )
             )
@@ -498,7 +497,9 @@ def head_peers(peers: Peers, inputs: HeadInputs) -> list[Contender]:
                     request.infer(values, share_inputs=True)
                     return request.get_output_tensor(0).data
 
-                found.append(Contender(f"openvino in graph, {precision}, {_count(threads)}", call))
+                found.append(
+                    Contender(f"openvino in graph, {precision}, {counted(threads, 'thread')}", call)
+                )
     return found
 
 
@@ -822,12 +823,12 @@ def whole_peers(
     heads: dict[str, Callable[[dict[str, Floats]], Floats]] = {}
     for threads in THREADS:
         session = _onnxruntime_session(onnxruntime, graph, threads)
-        heads[f"onnxruntime, {_count(threads)}"] = (
+        heads[f"onnxruntime, {counted(threads, 'thread')}"] = (
             lambda feed, session=session: session.run(None, feed)[0]  # type: ignore[misc]
         )
         if openvino is not None:
             request = _openvino_request(openvino, openvino.Core().read_model(graph), threads)
-            heads[f"openvino, {_count(threads)}"] = (
+            heads[f"openvino, {counted(threads, 'thread')}"] = (
                 lambda feed, request=request: _inferred(request, feed)  # type: ignore[misc]
             )
     fold = _folder(outputs)

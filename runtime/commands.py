@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from boxseg import __version__
-from boxseg.errors import BackendMissingError, DataError, one_line, printable
+from boxseg.errors import BackendMissingError, DataError, counted, one_line, printable
 
 if TYPE_CHECKING:
     from boxseg.runtime.benchmark import Timing
@@ -331,9 +331,9 @@ def predict(
             save_json,
             {"images": images, "categories": categories, "annotations": annotations},
         )
-        click.echo(f"{len(annotations)} detections in {save_json}")
+        click.echo(f"{counted(len(annotations), 'detection')} in {save_json}")
     if taken:
-        click.echo(f"{len(taken)} pictures in {out}")
+        click.echo(f"{counted(len(taken), 'picture')} in {out}")
     if failed:
         raise DataError(f"{len(failed)} of {len(files)} sources could not be read")
 

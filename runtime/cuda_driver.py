@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from boxseg.errors import BackendMissingError, BoxSegError
+from boxseg.errors import BackendMissingError, BoxSegError, counted
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -118,7 +118,9 @@ class CudaDevice:
         except BoxSegError as error:
             raise BackendMissingError(f"no CUDA device here: {error}") from None
         if not 0 <= number < count:
-            raise BackendMissingError(f"device cuda:{number} is not available: {count} are here")
+            raise BackendMissingError(
+                f"device cuda:{number} is not available: {counted(count, 'GPU')} here"
+            )
         device = driver.integer("cuDeviceGet", number)
         text = ctypes.create_string_buffer(256)
         driver("cuDeviceGetName", text, len(text), device)

@@ -423,7 +423,7 @@ def test_empty_boxes_are_counted_in_a_note(tmp_path: Path) -> None:
     truth = [_annotation(1, [0, 0, 20, 20]), _annotation(2, [60, 60, 20, 20], bbox=[1, 1, 0, 5])]
     accuracy = _judge(tmp_path, truth, _found([0, 0, 20, 20]))
     assert accuracy.box.ap == ONE
-    assert "1 annotations with an empty box are not judged" in accuracy.notes
+    assert "not judged: 1 annotation with an empty box" in accuracy.notes
 
 
 def test_non_finite_answers_are_an_error(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_the_whole_command_says_what_is_inside(
         words += [option, str(tmp_path / name)]
     assert cli.run(words) == 0
     printed = capsys.readouterr().out
-    assert "engine x 2: not timed, the file takes 1 images per run" in printed
+    assert "engine x 2: not timed, the file takes 1 image per run" in printed
     assert "box AP" in printed
     assert "copies to the GPU" not in printed  # there is none
     content = json.loads((tmp_path / "b.json").read_text())

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from boxseg import __version__, cli
-from boxseg.errors import DataError, FileMismatchError, ParityError
+from boxseg.errors import DataError, FileMismatchError, ParityError, counted
 
 
 @pytest.fixture
@@ -63,6 +63,11 @@ def test_help_command_shows_the_help_of_a_command(capsys: pytest.CaptureFixture[
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"boxseg, version {__version__}"
+
+
+def test_things_are_counted_in_the_singular_and_the_plural() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(n, "class") for n in (0, 1, 2)] == ["0 classes", "1 class", "2 classes"]
 
 
 @pytest.mark.parametrize(

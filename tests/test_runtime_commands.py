@@ -142,6 +142,10 @@ def test_predict_writes_pictures_and_says_what_it_found(
     drawn = read_image(tmp_path / "out" / "a.jpg")
     assert drawn.shape == (20, 40, 3)
     assert (drawn != 60).any()
+    assert _run("predict", model, folder / "a.png", "--save-json", "found.json") == 0
+    said = capsys.readouterr().out
+    assert "1 detection in found.json" in said
+    assert "1 picture in predictions" in said
 
 
 def test_names_of_a_foreign_file_command_no_terminal(

@@ -427,7 +427,7 @@ def test_a_library_that_does_not_load_is_said(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_versions_and_devices_are_refused(trt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendMissingError, match="device cuda:1 is not available: 1 are here"):
+    with pytest.raises(BackendMissingError, match="device cuda:1 is not available: 1 GPU here"):
         open_toolkit(1)
     for version in ("10.11.0", "12.0.0", "8.6.1"):
         monkeypatch.setattr(trt, "__version__", version)
