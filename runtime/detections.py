@@ -13,7 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from boxseg.errors import counted, one_line
 from boxseg.runtime import _native
+
+SHOWN = 3
+"""Instances that `repr` names."""
 
 
 class Crop(NamedTuple):
@@ -73,6 +77,16 @@ class Detections:
                 )
         if self.xyxy.shape != (n, 4):
             raise ValueError(f"xyxy must have shape ({n}, 4) like counts, got {self.xyxy.shape}")
+
+    def __repr__(self) -> str:
+        """Name the best instances; the arrays and run lengths of all would fill the screen."""
+        best = zip(self.labels[:SHOWN].tolist(), self.scores[:SHOWN].tolist(), strict=True)
+        words = [f"{one_line(self.class_names[label])} {score:.2f}" for label, score in best]
+        more = ", ..." if len(self) > SHOWN else ""
+        cut = "" if self.complete else ", cut short by the time budget"
+        listed = f": {', '.join(words)}{more}" if words else ""
+        count = counted(len(self), "detection")
+        return f"<{count} in {self.height} x {self.width}{cut}{listed}>"
 
     def __len__(self) -> int:
         """N."""

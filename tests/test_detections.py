@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,22 @@ def test_picking_always_gives_detections() -> None:
     assert [len(one) for one in (found[i] for i in range(4))] == [1, 1, 1, 1]
     with pytest.raises(IndexError):
         found[4]
+
+
+def test_printing_names_the_best_instances() -> None:
+    # scores fall from 0.9 by 0.2, classes take turns
+    assert repr(_detections(_random_masks(3))) == (
+        "<3 detections in 9 x 13: star 0.90, ring 0.70, star 0.50>"
+    )
+    # four of them by 0.4 / 3
+    many = repr(_detections(_random_masks(4)))
+    assert many == "<4 detections in 9 x 13: star 0.90, ring 0.77, star 0.63, ...>"
+    one = _detections(_random_masks(1))
+    assert str(one) == "<1 detection in 9 x 13: star 0.90>"
+    assert repr(replace(one, complete=False, class_names=("a\nb\x1b[2J",))) == (
+        r"<1 detection in 9 x 13, cut short by the time budget: a b\x1b[2J 0.90>"
+    )
+    assert repr(_detections(np.zeros((0, 6, 8), bool))) == "<0 detections in 6 x 8>"
 
 
 def test_iteration_ends() -> None:
