@@ -86,14 +86,15 @@ def _forget_sources(model: onnx.ModelProto) -> None:
     graph.name = "boxseg"
 
 
-def _divide_integers(left: Any, right: Any) -> Any:
+def _divide_integers(self: Any, other: Any) -> Any:
     """Write `//` of numbers that are not negative as one Div, which truncates.
 
     The exporter's own version corrects the sign with operators on BOOL that TensorRT does not take.
+    Up to 2.8 it takes this one only if the arguments have aten's names.
     """
     from onnxscript import opset18
 
-    return opset18.Div(left, right)
+    return opset18.Div(self, other)
 
 
 def _let_only_a_cast_read_bytes(graph: onnx.GraphProto) -> None:
