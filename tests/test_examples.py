@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 EXAMPLES = RUNTIME / "examples"
 
 
+def require_onnxruntime() -> None:
+    """Skip the test where onnxruntime_c is not built."""
+    if not os.environ.get("ONNXRUNTIME_ROOT"):
+        pytest.skip("needs ONNX Runtime's C API: set ONNXRUNTIME_ROOT to an unpacked release")
+    pytest.importorskip("onnxruntime")
+
+
 @pytest.fixture(scope="module")
 def programs(installed_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the examples and return their folder."""
@@ -179,32 +186,78 @@ def test_the_frame_loop_keeps_its_budget_by_dropping(
     assert 0 < float(times[1]) <= float(times[2])
 
 
+@pytest.fixture(scope="module", params=["openvino_cpp", "onnxruntime_c"])
+def wrong(
+    request: pytest.FixtureRequest,
+    programs: Path,
+    picture: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, str]]:
+    """Return a program and the files that it is given wrong, by the words that name them."""
+    folder = tmp_path_factory.mktemp("wrong")
+    later = describe() | {"format_version": 99}
+    if request.param == "openvino_cpp":
+        models = {
+            name: write_openvino(folder / name, 4, said) / "small.xml"
+            for name, said in (("MODEL", describe()), ("FOREIGN", None), ("LATER", later))
+        }
+        models["DAMAGED"] = folder / "damaged.xml"
+        models["NONE"] = Path("none.xml")
+    else:
+        require_onnxruntime()
+        models = {
+            name: write_onnx(folder / f"{name}.onnx", dense_outputs(4), said)
+            for name, said in (("MODEL", describe()), ("FOREIGN", None), ("LATER", later))
+        }
+        models["DAMAGED"] = folder / "damaged.onnx"
+        models["NONE"] = Path("none.onnx")
+    models["DAMAGED"].write_bytes(models["MODEL"].read_bytes()[:500])
+    return programs / request.param, {"PICTURE": str(picture)} | {
+        name: str(path) for name, path in models.items()
+    }
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "code", "message"),
     [
-        ((), "usage"),
-        (("none.xml", "PICTURE", "o.png", "o.json"), "none.xml"),
-        (("XML", "none.ppm", "o.png", "o.json"), "cannot be opened"),
-        (("XML", "XML", "o.png", "o.json"), "neither PPM"),
-        (("XML", "PICTURE", "none/o.png", "o.json"), "cannot be written"),
+        ("", 2, "usage"),
+        ("NONE PICTURE o.png o.json", 1, "{NONE}: "),
+        ("DAMAGED PICTURE o.png o.json", 1, "{DAMAGED}: "),
+        ("FOREIGN PICTURE o.png o.json", 1, "{FOREIGN}: was not exported by boxseg: it has no "),
+        ("LATER PICTURE o.png o.json", 1, "{LATER}: format_version in the metadata is not "),
+        ("MODEL none.ppm o.png o.json", 1, "none.ppm: cannot be opened; give a PPM, PNG or JPEG"),
+        ("MODEL MODEL o.png o.json", 1, "{MODEL}: neither PPM (P6), PNG nor JPEG; give one of"),
+        ("MODEL PICTURE none/o.png o.json", 1, "none/o.png: cannot be written; give a file in a"),
+        ("MODEL PICTURE o.png none/o.json", 1, "none/o.json: cannot be written; give a file in"),
+        ("MODEL PICTURE o.png o.json high", 2, "high: the confidence must be a number from 0 to 1"),
+        ("MODEL PICTURE o.png o.json 50", 2, "50: the confidence must be a number from 0 to 1"),
+        ("MODEL PICTURE o.png o.json nan", 2, "nan: the confidence must be a number from 0 to 1"),
     ],
 )
-def test_what_is_wrong_is_said(
-    words: tuple[str, ...], message: str, programs: Path, xml: Path, picture: Path, tmp_path: Path
+def test_what_is_wrong_is_said_in_one_line(
+    words: str, code: int, message: str, wrong: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
-    known = {"XML": str(xml), "PICTURE": str(picture)}
-    command = [str(programs / "openvino_cpp"), *(known.get(word, word) for word in words)]
+    program, files = wrong
+    command = [str(program), *(files.get(word, word) for word in words.split())]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode in (1, 2)
-    assert message in done.stderr
+    assert done.returncode == code, done.stderr
+    assert message.format(**files) in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_file_of_others_is_refused(programs: Path, picture: Path, tmp_path: Path) -> None:
-    folder = write_openvino(tmp_path / "foreign", 4, None)
-    files = [str(programs / "openvino_cpp"), str(folder / "small.xml"), str(picture)]
-    done = subprocess.run([*files, "o.png", "o.json"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "was not exported by boxseg" in done.stderr
+def test_the_frame_loop_says_what_it_cannot_use(
+    programs: Path, xml: Path, picture: Path, tmp_path: Path
+) -> None:
+    for words, message in (
+        ([xml, picture, "300", "-5"], "frames, fps and budget must be above 0, got 300, -5 and 33"),
+        ([xml, "none.ppm"], "none.ppm: cannot be opened"),
+        (["none.xml", picture], "none.xml: "),
+    ):
+        command = [programs / "frame_loop", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode in (1, 2)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("form", ["dense", "topk"])
@@ -215,9 +268,7 @@ def test_onnxruntime_in_c_answers_like_python(
     picture: Path,
     tmp_path: Path,
 ) -> None:
-    if not os.environ.get("ONNXRUNTIME_ROOT"):
-        pytest.skip("needs ONNX Runtime's C API: set ONNXRUNTIME_ROOT to an unpacked release")
-    pytest.importorskip("onnxruntime")
+    require_onnxruntime()
     model = tmp_path / "small.onnx"
     if form == "dense":
         write_onnx(model, dense_outputs(4), describe())

@@ -12,6 +12,8 @@
 #include <setjmp.h>
 #endif
 
+#define UNWRITABLE "cannot be written; give a file in a folder that is there"
+
 static const char *make_room(picture *out, uint32_t height, uint32_t width) {
     if (height < 1 || width < 1 || height > BXS_MAX_SIDE || width > BXS_MAX_SIDE) {
         return "the image is empty or too large";
@@ -126,9 +128,9 @@ const char *picture_read(const char *path, picture *out) {
     memset(out, 0, sizeof *out);
     FILE *file = fopen(path, "rb");
     if (file == NULL) {
-        return "cannot be opened";
+        return "cannot be opened; give a PPM, PNG or JPEG file";
     }
-    const char *reason = "neither PPM (P6), PNG nor JPEG";
+    const char *reason = "neither PPM (P6), PNG nor JPEG; give one of these";
     int first = fgetc(file);
     int second = fgetc(file);
     if (first == 'P' && second == '6') {
@@ -235,7 +237,7 @@ static void put_row(png_file *to, const uint8_t *row, uint32_t size, int is_firs
 const char *picture_write_png(const char *path, const picture *from) {
     png_file to = {fopen(path, "wb"), 0};
     if (to.file == NULL) {
-        return "cannot be written";
+        return UNWRITABLE;
     }
     put(&to, "\x89PNG\r\n\x1a\n", 8);
     begin_chunk(&to, 13, "IHDR");
@@ -251,7 +253,7 @@ const char *picture_write_png(const char *path, const picture *from) {
     begin_chunk(&to, 0, "IEND");
     end_chunk(&to);
     int is_bad = ferror(to.file);
-    return fclose(to.file) != 0 || is_bad ? "cannot be written" : NULL;
+    return fclose(to.file) != 0 || is_bad ? UNWRITABLE : NULL;
 }
 
 /* ---------------------------------------------------------------- drawing */

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define UNWRITABLE "cannot be written; give a file in a folder that is there"
+
 enum { CLASS_LOGITS, QUALITY_LOGITS, DENSE_BOXES, DENSE_PARAMETERS, DENSE_FEATURES, DENSE_OUTPUTS };
 static const char *const dense_names[DENSE_OUTPUTS] = {"class_logits", "quality_logits", "boxes",
                                                        "parameters", "mask_features"};
@@ -27,6 +29,16 @@ static int grow(void **buffer, size_t *size, size_t wanted) {
     return *buffer != NULL;
 }
 
+const char *pipeline_confidence(const char *word, double *confidence) {
+    char *end = NULL;
+    const double value = strtod(word, &end);
+    if (end == word || *end != '\0' || !(value >= 0.0 && value <= 1.0)) {
+        return "the confidence must be a number from 0 to 1";
+    }
+    *confidence = value;
+    return NULL;
+}
+
 const char *pipeline_open(pipeline *of, const char *json, size_t json_size) {
     memset(of, 0, sizeof *of);
     of->json = (char *)malloc(json_size);
@@ -37,12 +49,18 @@ const char *pipeline_open(pipeline *of, const char *json, size_t json_size) {
     of->json_size = json_size;
     const char *wrong = NULL;
     bxs_status status = bxs_metadata_read(json, json_size, &of->metadata, &wrong);
+    if (status == BXS_ERROR_METADATA) {
+        snprintf(of->reason, sizeof of->reason,
+                 "%s in the metadata is not what this library reads; export the model again",
+                 wrong);
+        return of->reason;
+    }
     if (status != BXS_OK) {
-        fprintf(stderr, "metadata: %s\n", wrong);
         return bxs_status_meaning(status);
     }
     if (of->metadata.form == BXS_FORM_GRAPH) {
-        return "this example reads files of the forms dense and topk, not graph";
+        return "export it with --form dense: this example reads files of the forms dense and topk, "
+               "not graph";
     }
     const int is_dense = of->metadata.form == BXS_FORM_DENSE;
     of->output_names = is_dense ? dense_names : topk_names;
@@ -242,7 +260,7 @@ static const char *put_annotation(const pipeline *of, FILE *file, size_t i) {
 const char *pipeline_write_json(const pipeline *of, const char *path, const char *image_name) {
     FILE *file = fopen(path, "w");
     if (file == NULL) {
-        return "cannot be written";
+        return UNWRITABLE;
     }
     fputs("{\"images\": [{\"id\": 1, \"file_name\": ", file);
     put_string(file, image_name, strlen(image_name));
@@ -255,5 +273,5 @@ const char *pipeline_write_json(const pipeline *of, const char *path, const char
     }
     fputs("]}\n", file);
     int is_bad = ferror(file);
-    return fclose(file) != 0 || is_bad ? "cannot be written" : reason;
+    return fclose(file) != 0 || is_bad ? UNWRITABLE : reason;
 }

@@ -25,9 +25,16 @@ typedef struct {
     bxs_instance *instances; /* the answer, n of them */
     size_t n;
     char *text; /* their masks */
+    char reason[160];
 } pipeline;
 
+/* What may be wrong with a model, for whoever opens it. */
+#define PIPELINE_FOREIGN                                                                           \
+    "was not exported by boxseg: it has no metadata; write one with boxseg export"
+#define PIPELINE_UNFIT "the metadata do not fit this output of the graph; export the model again"
+
 /* These give NULL, or the reason why not; a reason may stand in the pipeline itself. */
+const char *pipeline_confidence(const char *word, double *confidence); /* from 0 to 1 */
 const char *pipeline_open(pipeline *of, const char *json, size_t json_size);
 void pipeline_close(pipeline *of);
 

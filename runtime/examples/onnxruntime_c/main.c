@@ -10,6 +10,7 @@
 /* Everything that must be released at the end. */
 typedef struct {
     const OrtApi *api;
+    const char *model; /* its path */
     OrtEnv *environment;
     OrtSessionOptions *options;
     OrtSession *session;
@@ -46,26 +47,32 @@ static void stop(program *of, int code) {
     exit(code);
 }
 
-static void check(program *of, const char *reason) {
+/* Says in one line what is wrong with what; an engine's own words may have several. */
+static void say(const char *what, const char *reason) {
+    fprintf(stderr, "onnxruntime_c: %s: %.*s\n", what, (int)strcspn(reason, "\r\n"), reason);
+}
+
+static void check(program *of, const char *what, const char *reason) {
     if (reason != NULL) {
-        fprintf(stderr, "onnxruntime_c: %s\n", reason);
+        say(what, reason);
         stop(of, 1);
     }
 }
 
 static void check_ort(program *of, OrtStatus *status) {
     if (status != NULL) {
-        fprintf(stderr, "onnxruntime_c: %s\n", of->api->GetErrorMessage(status));
+        say(of->model, of->api->GetErrorMessage(status));
         of->api->ReleaseStatus(status);
         stop(of, 1);
     }
 }
 
-static void load(program *of, const char *path) {
+static void load(program *of) {
     const OrtApi *api = of->api;
-    check_ort(of, api->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "boxseg", &of->environment));
+    /* what goes wrong comes back as a status */
+    check_ort(of, api->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "boxseg", &of->environment));
     check_ort(of, api->CreateSessionOptions(&of->options));
-    check_ort(of, api->CreateSession(of->environment, path, of->options, &of->session));
+    check_ort(of, api->CreateSession(of->environment, of->model, of->options, &of->session));
     check_ort(of, api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &of->memory));
 
     OrtModelMetadata *metadata = NULL;
@@ -77,10 +84,10 @@ static void load(program *of, const char *path) {
         api->ModelMetadataLookupCustomMetadataMap(metadata, allocator, "boxseg", &json);
     api->ReleaseModelMetadata(metadata);
     check_ort(of, status);
-    check(of, json == NULL ? "the model was not exported by boxseg: it has no metadata" : NULL);
+    check(of, of->model, json == NULL ? PIPELINE_FOREIGN : NULL);
     const char *reason = pipeline_open(&of->around, json, strlen(json));
     check_ort(of, api->AllocatorFree(allocator, json));
-    check(of, reason);
+    check(of, of->model, reason);
 }
 
 static void run(program *of) {
@@ -121,11 +128,11 @@ static void answer(program *of, double confidence) {
                                                      ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
                                                      : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
         int is_good = type == wanted && size == pipeline_output_size(&of->around, i);
-        check(of, is_good ? NULL : "the metadata do not fit an output of the graph");
+        check(of, of->around.output_names[i], is_good ? NULL : PIPELINE_UNFIT);
         check_ort(of, api->GetTensorMutableData(of->outputs[i], &values));
         outputs[i] = values;
     }
-    check(of, pipeline_answer(&of->around, outputs, confidence, NULL));
+    check(of, of->model, pipeline_answer(&of->around, outputs, confidence, NULL));
 }
 
 int main(int argc, char **argv) {
@@ -133,19 +140,27 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: %s MODEL.onnx IMAGE OVERLAY.png ANSWER.json [0.5]\n", argv[0]);
         return 2;
     }
+    double confidence = 0.5;
+    const char *reason = argc == 6 ? pipeline_confidence(argv[5], &confidence) : NULL;
+    if (reason != NULL) {
+        say(argv[5], reason);
+        return 2;
+    }
     program of;
     memset(&of, 0, sizeof of);
+    of.model = argv[1];
     of.api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
-    check(&of, of.api == NULL ? "the ONNX Runtime library is older than its header" : NULL);
-    check(&of, picture_read(argv[2], &of.image));
-    load(&of, argv[1]);
+    check(&of, "libonnxruntime",
+          of.api == NULL ? "the library is older than the header; install one release" : NULL);
+    check(&of, argv[2], picture_read(argv[2], &of.image));
+    load(&of);
     bxs_frame frame = picture_frame(&of.image);
-    check(&of, pipeline_letterbox(&of.around, &frame));
+    check(&of, argv[2], pipeline_letterbox(&of.around, &frame));
     run(&of);
-    answer(&of, argc == 6 ? atof(argv[5]) : 0.5);
-    check(&of, picture_draw(&of.image, of.around.instances, of.around.n, of.around.text));
-    check(&of, picture_write_png(argv[3], &of.image));
-    check(&of, pipeline_write_json(&of.around, argv[4], argv[2]));
+    answer(&of, confidence);
+    check(&of, argv[2], picture_draw(&of.image, of.around.instances, of.around.n, of.around.text));
+    check(&of, argv[3], picture_write_png(argv[3], &of.image));
+    check(&of, argv[4], pipeline_write_json(&of.around, argv[4], argv[2]));
     printf("%zu instances\n", of.around.n);
     stop(&of, 0);
 }

@@ -136,12 +136,13 @@ int main(int argc, char **argv) {
     const double fps = argc > 4 ? std::atof(argv[4]) : 30.0;
     const double budget_ms = argc > 5 ? std::atof(argv[5]) : 33.0;
     if (frames < 1 || !(fps > 0.0) || !(budget_ms > 0.0)) {
-        std::cerr << argv[0] << ": frames, fps and budget must be above 0\n";
+        std::cerr << argv[0] << ": frames, fps and budget must be above 0, got " << frames << ", "
+                  << fps << " and " << budget_ms << "\n";
         return 2;
     }
     picture image = {0, 0, nullptr};
     try {
-        check(picture_read(argv[2], &image));
+        check(argv[2], picture_read(argv[2], &image));
         Segmenter segment(argv[1], 1);
         segment(picture_frame(&image), 0.5); // the first run of an engine allocates and tunes
         Mailbox mailbox;
@@ -154,7 +155,7 @@ int main(int argc, char **argv) {
         }
         camera.join();
     } catch (const std::exception &error) {
-        std::cerr << argv[0] << ": " << error.what() << "\n";
+        std::cerr << argv[0] << ": " << last_line(error.what()) << "\n";
         picture_close(&image);
         return 1;
     }
