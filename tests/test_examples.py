@@ -249,11 +249,12 @@ def test_the_frame_loop_says_what_it_cannot_use(
     programs: Path, xml: Path, picture: Path, tmp_path: Path
 ) -> None:
     for words, message in (
-        ([xml, picture, "300", "-5"], "frames, fps and budget must be above 0, got 300, -5 and 33"),
-        ([xml, "none.ppm"], "none.ppm: cannot be opened"),
-        (["none.xml", picture], "none.xml: "),
+        (f"{xml} PICTURE 300 -5", "frames, fps and budget must be above 0, got 300, -5 and 33"),
+        (f"{xml} none.ppm", "none.ppm: cannot be opened"),
+        ("none.xml PICTURE", "none.xml: "),
     ):
-        command = [programs / "frame_loop", *words]
+        command = [str(programs / "frame_loop")]
+        command += [str(picture) if word == "PICTURE" else word for word in words.split()]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode in (1, 2)
         assert message in done.stderr

@@ -345,8 +345,7 @@ def test_bench_prints_stages_and_writes_a_record(
     other, record = tmp_path / "other.onnx", tmp_path / "times.json"
     other.write_bytes(b"123")
     words = ("--source", folder, "--iters", 3, "--warmup", 0, "--threads", 2, "--json", record)
-    words = (*words, "--block", 2)
-    assert _run("bench", model, other, *words) == 0
+    assert _run("bench", model, other, *words, "--block", 2) == 0
     text = capsys.readouterr().out
     for word in ("letterbox", "engine", "select", "masks", "total", "frames per second"):
         assert text.count(word) >= 2
