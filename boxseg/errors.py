@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """Write how many there are of something: 1 image, 2 images, 0 classes."""
-    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
     return f"{number} {noun}{ending}"
 
 

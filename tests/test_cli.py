@@ -68,6 +68,8 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 def test_things_are_counted_in_the_singular_and_the_plural() -> None:
     assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [counted(n, "class") for n in (0, 1, 2)] == ["0 classes", "1 class", "2 classes"]
+    assert [counted(n, "box") for n in (1, 2)] == ["1 box", "2 boxes"]
+    assert [counted(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]
 
 
 @pytest.mark.parametrize(

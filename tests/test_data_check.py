@@ -76,7 +76,7 @@ def test_a_sound_file_has_no_defect_and_is_its_own_repair(folder: Path) -> None:
     assert report.defects == []
     assert (report.images, report.annotations) == (3, 2)
     assert report.repaired == content()
-    assert "1 images have no box: they are trained as background" in report.remarks
+    assert "1 image without a box, trained as background" in report.remarks
     assert "classes without an annotation: dog" in report.remarks
 
 
@@ -126,7 +126,7 @@ def test_a_crowd_may_be_loose(folder: Path) -> None:
     mask = rectangle(10, 10, 20, 10)
     report = check(folder, with_box([0, 0, 40, 30], segmentation=mask, iscrowd=1))
     assert report.defects == []
-    assert "1 crowd or difficult objects are no targets" in report.remarks
+    assert "1 crowd or difficult object: not trained on" in report.remarks
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_missing_and_truncated_images_take_their_boxes_along(folder: Path) -> No
     ]
     assert [entry["id"] for entry in report.repaired["images"]] == [3]
     assert report.repaired["annotations"] == []
-    assert "2 annotations belong to images named above" in report.remarks
+    assert "2 annotations of images that are named above" in report.remarks
 
 
 def test_a_file_name_that_no_system_takes_is_a_missing_image(folder: Path) -> None:

@@ -145,7 +145,7 @@ def test_difficult_and_unmasked_objects_of_voc_are_not_judged(voc_root: Path) ->
     assert (train.images, train.objects, train.unjudged, train.notes) == (1, 1, 0, [])
     assert (val.images, val.objects, val.unjudged) == (1, 1, 2)
     assert val.notes == [
-        "1 objects have no pixel in their file of masks: they are targets, but are not judged; "
+        "1 object without a pixel in the file of masks: targets, but not judged; "
         "first 2007_000002, object 3"
     ]
 
@@ -158,7 +158,7 @@ def test_a_mask_outside_its_box_is_told(voc_root: Path) -> None:
     )
     _, val = write_voc(voc_root)
     (note,) = val.notes
-    assert note.startswith("warning: 2 masks lie mostly outside the box of the same number")
+    assert note.startswith("warning: 2 masks mostly outside the box of the same number")
     assert note.endswith("First 2007_000002, object 1")
 
 
@@ -193,7 +193,7 @@ def test_a_train_list_may_hold_paths_and_boxes_may_have_fractions(voc_root: Path
 def test_a_train_list_with_images_to_judge_is_refused(voc_root: Path) -> None:
     listed = voc_root.parent / "all.txt"
     listed.write_text("2007_000001\n2007_000002\n")
-    with pytest.raises(DataError, match=r"1 of its images are in .*val\.txt too, first 2007_00000"):
+    with pytest.raises(DataError, match=r"shares 1 image with .*val\.txt, first 2007_00000"):
         write_voc(voc_root, train_list=listed)
 
 
@@ -397,14 +397,14 @@ def test_the_commands_say_what_they_wrote(voc_root: Path, city_root: Path, tmp_p
     result = CliRunner().invoke(data, ["voc", str(voc_root), str(out)])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[:2] == [
-        f"{out}/train.json: 1 images, 1 objects and 0 that are difficult or without a mask",
-        f"{out}/val.json: 1 images, 1 objects and 2 that are difficult or without a mask",
+        f"{out}/train.json: 1 image, 1 object; difficult or without a mask: 0",
+        f"{out}/val.json: 1 image, 1 object; difficult or without a mask: 2",
     ]
     result = CliRunner().invoke(data, ["cityscapes", str(city_root), "--boxes-only"])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
-        f"{city_root}/train.json: 2 images, 3 objects and 2 groups",
-        f"{city_root}/val.json: 1 images, 4 objects and 0 groups",
+        f"{city_root}/train.json: 2 images, 3 objects; groups: 2",
+        f"{city_root}/val.json: 1 image, 4 objects; groups: 0",
     ]
 
 

@@ -428,8 +428,8 @@ def test_the_command_says_what_it_made_and_whether_it_looks_like_depth(folder: P
     network = write_network(folder / "net.onnx")
     result = invoke(folder, "--predictor", network, "--input-range", "0..255", "--out-bits", "8")
     assert result.exit_code == 0, result.output
-    assert "3 images; 3 depth maps made, 0 were there" in result.stdout
-    assert "100% of 3 boxes are nearer than what surrounds them\n" in result.stdout
+    assert "3 images; 3 depth maps made, 0 there before" in result.stdout
+    assert "100% of 3 boxes nearer than what surrounds them\n" in result.stdout
     with Image.open(folder / "depth" / "a.png") as image:
         assert (image.mode, image.size) == ("L", (32, 16))
 
@@ -441,16 +441,16 @@ def test_a_map_that_is_the_wrong_way_round_is_told(folder: Path) -> None:
         Image.fromarray(picture).save(folder / "images" / f"{name}.png")
     network = write_network(folder / "net.onnx")
     words = (folder, "--predictor", network, "--input-range", "0..255", "--imgsz", 32)
-    assert "0% of 3 boxes are nearer" in invoke(*words).stdout
+    assert "0% of 3 boxes nearer" in invoke(*words).stdout
     turned = invoke(*words, "--invert", "--overwrite").stdout
-    assert "100% of 3 boxes are nearer than what surrounds them\n" in turned
+    assert "100% of 3 boxes nearer than what surrounds them\n" in turned
 
 
 def test_unreadable_images_end_the_command_with_an_error(folder: Path) -> None:
     (folder / "images" / "b.png").unlink()
     result = invoke(folder, "--predictor", write_network(folder / "net.onnx"))
     assert isinstance(result.exception, DataError)
-    assert "1 of 3 images have no depth map" in str(result.exception)
+    assert "1 of 3 images without a depth map" in str(result.exception)
     assert images_of(folder)[0]["depth_file_name"] == "depth/a.png"
 
 

@@ -146,7 +146,7 @@ def test_torchrun_starts_the_command_that_one_process_runs(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in done.stdout
+    assert "2 processes" in done.stdout
     # the first process alone speaks and writes
     assert done.stdout.count("step 6/6 ") == 1
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

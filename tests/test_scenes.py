@@ -260,7 +260,7 @@ def test_the_command_prints_its_difficulty(tmp_path: Path) -> None:
     given = ["scenes", str(tmp_path / "out"), "--images", "5", "--size", "96", "128"]
     result = CliRunner().invoke(data, given)
     assert result.exit_code == 0, result.output
-    assert "5 training and 1 validation scenes of 96 x 128 pixels" in result.output
+    assert "5 training and 1 validation scene of 96 x 128 pixels" in result.output
     assert "mean IoU of the filled true box with the mask: 0." in result.output
     assert "mean IoU of the best two-cluster colour split: 0." in result.output
     assert len(list((tmp_path / "out" / "images").iterdir())) == 6

@@ -87,7 +87,7 @@ def test_a_run_lands_in_a_folder_named_after_recipe_data_and_seed(
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["seed"], config["schedule"]["lr"]) == (4, 0.02)
     text = capsys.readouterr().out
-    assert "3 images, 3 boxes, 1 classes" in text
+    assert "data: 3 images, 3 boxes, 1 class\n" in text
     assert "box" in text
     # the next one does not touch it
     assert boxseg_train("--seed", "4") == 0
@@ -224,7 +224,7 @@ def test_boxes_too_small_to_learn_from_are_not_taken_for_background(
     file = place / "reds" / "train.json"
     file.write_text(file.read_text().replace("[10, 12, 30, 40]", "[10, 12, 1, 1]"))
     assert boxseg_train() == 3
-    assert "no box is left to learn from; dropped: 3 boxes under 2 px" in capsys.readouterr().err
+    assert "no box is left to learn from; dropped: boxes under 2 px (3)" in capsys.readouterr().err
 
 
 def test_a_validation_file_that_cannot_be_scored_is_refused_before_training(
@@ -262,7 +262,7 @@ def test_a_corrupt_image_is_a_warning_or_with_strict_an_error(
     # scoring does not forgive what training may skip
     (place / "reds" / "val.json").unlink()
     assert boxseg_train() == 0
-    assert "dropped 1 corrupt images" in capsys.readouterr().out
+    assert "dropped corrupt images (1), first" in capsys.readouterr().out
     assert boxseg_train("--strict") == 3
     assert "0.png" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
-from boxseg.errors import DataError
+from boxseg.errors import DataError, counted
 from boxseg.runtime.accuracy import Rle, encode_mask
 from boxseg.runtime.images import PIXEL_LIMIT, is_file, leaves_folder, read_image, refuse_huge
 from boxseg.train.annotation_table import (
@@ -425,8 +425,8 @@ class CocoBoxes(Dataset[Sample]):
                 rows.append(row)
         if not rows:
             raise DataError(
-                f"{self._path}: none of {len(sizes)} images is usable: "
-                + "; ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+                f"{self._path}: none of {counted(len(sizes), 'image')} is usable: "
+                + "; ".join(f"{reason} ({count})" for reason, count in self.dropped.items())
                 + f"; first: {next(iter(self._first.values()))}"
                 + (f"; {self._depth_cures()}" if MISSING_DEPTH in self.dropped else "")
             )
@@ -511,7 +511,7 @@ class CocoBoxes(Dataset[Sample]):
         if empty:
             lines.append(f"{self._path}: classes without an annotation: {', '.join(empty)}")
         for reason, count in self.dropped.items():
-            line = f"{self._path}: dropped {count} {reason}"
+            line = f"{self._path}: dropped {reason} ({count})"
             if reason in _DEFECTS:
                 line = f"{line}, first {self._first[reason]}"
             if reason == MISSING_DEPTH:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from boxseg.errors import DataError
+from boxseg.errors import DataError, counted
 from boxseg.runtime.accuracy import encode_mask
 from boxseg.runtime.images import is_file, leaves_folder, read_image
 from boxseg.train.annotation_table import is_box, parse_annotation_file, write_annotation_file
@@ -287,7 +287,9 @@ class _Walk:
             if repaired is not None:
                 kept.append(repaired)
         if self._lost:
-            self.report.remarks.append(f"{self._lost} annotations belong to images named above")
+            self.report.remarks.append(
+                f"{counted(self._lost, 'annotation')} of images that are named above"
+            )
         self._remark_corners()
         return kept
 
@@ -461,10 +463,10 @@ def _remarks(
     filled = {entry["image_id"] for entry in annotations}
     background = sum(entry["id"] not in filled for entry in images)
     if background:
-        remarks.append(f"{background} images have no box: they are trained as background")
+        remarks.append(f"{counted(background, 'image')} without a box, trained as background")
     crowds = sum(bool(entry.get("iscrowd") or entry.get("difficult")) for entry in annotations)
     if crowds:
-        remarks.append(f"{crowds} crowd or difficult objects are no targets")
+        remarks.append(f"{counted(crowds, 'crowd or difficult object')}: not trained on")
     used = {entry["category_id"] for entry in annotations}
     empty = [entry["name"] for entry in categories if entry["id"] not in used]
     if empty and annotations:

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import Progress
 
-from boxseg.errors import BoxSegError, DataError
+from boxseg.errors import BoxSegError, DataError, counted
 from boxseg.train.data_check import Report, check_annotations, finds_images, write_repaired
 from boxseg.train.data_layouts import Written, write_cityscapes, write_voc
 from boxseg.train.depth_maps import (
@@ -82,8 +82,8 @@ def scenes(out: Path, images: int, val: int | None, seed: int, size: tuple[int, 
         last.extend(bar)
     difficulty = last.pop()
     click.echo(
-        f"{out}: {images} training and {val_images} validation scenes of "
-        f"{size[0]} x {size[1]} pixels, {difficulty.objects} objects\n{difficulty}"
+        f"{out}: {images} training and {counted(val_images, 'validation scene')} of "
+        f"{size[0]} x {size[1]} pixels, {counted(difficulty.objects, 'object')}\n{difficulty}"
     )
     if not difficulty.holds and difficulty.objects >= _ENOUGH_OBJECTS:
         raise BoxSegError("the scenes are easier than they claim to be; see the two numbers above")
@@ -102,8 +102,8 @@ def _tell_written(files: Sequence[Written], unjudged: str) -> None:
     """Print what a converted data set holds."""
     for file in files:
         click.echo(
-            f"{file.path}: {file.images} images, {file.objects} objects "
-            f"and {file.unjudged} {unjudged}"
+            f"{file.path}: {counted(file.images, 'image')}, {counted(file.objects, 'object')}; "
+            f"{unjudged}: {file.unjudged}"
         )
         for note in file.notes:
             click.echo(f"  {note}")
@@ -139,7 +139,7 @@ def voc(root: Path, out: Path | None, train_list: Path | None, boxes_only: bool)
         files = write_voc(
             root, out, train_list=train_list, boxes_only=boxes_only, progress=progress
         )
-    _tell_written(files, "that are difficult or without a mask")
+    _tell_written(files, "difficult or without a mask")
 
 
 @data.command()
@@ -227,24 +227,27 @@ def check(file: Path, images: Path | None, flip: str, fix: Path | None) -> None:
         write_repaired(report, fix)
     for line in _summary(report, root, fix):
         click.echo(line)
-    size = f"{report.images} images, {report.annotations} annotations"
+    size = f"{counted(report.images, 'image')}, {counted(report.annotations, 'annotation')}"
     if report.defects:
-        raise DataError(f"{file}: {len(report.defects)} defects in {size}")
+        raise DataError(f"{file}: {counted(len(report.defects), 'defect')} in {size}")
     click.echo(f"{file}: {size}, no defects")
 
 
 def _depth_lines(folder: Path, report: DepthReport) -> list[str]:
     """Closing lines: what was made, and whether it looks like inverse depth."""
     lines = [
-        f"{folder}: {report.images} images; {report.made} depth maps made, {report.kept} were there"
+        f"{folder}: {counted(report.images, 'image')}; {counted(report.made, 'depth map')} made, "
+        f"{report.kept} there before"
     ]
     lines += [f"{path}: depth_file_name entered" for path in report.written]
     if report.flat:
-        lines.append(f"warning: {report.flat} maps are flat; does --input-range fit the network?")
+        lines.append(
+            f"warning: {counted(report.flat, 'flat map')}; does --input-range fit the network?"
+        )
     if report.boxes:
         share = report.nearer / report.boxes
         lines.append(
-            f"{share:.0%} of {report.boxes} boxes are nearer than what surrounds them"
+            f"{share:.0%} of {counted(report.boxes, 'box')} nearer than what surrounds them"
             + (
                 ""
                 if share > 0.5
@@ -347,6 +350,6 @@ def depth(
         click.echo(line)
     if report.unreadable:
         raise DataError(
-            f"{folder}: {len(report.unreadable)} of {report.images} images have no depth map, "
-            f"because they cannot be read; first: {report.unreadable[0]}"
+            f"{folder}: {len(report.unreadable)} of {counted(report.images, 'image')} without a "
+            f"depth map, because unreadable; first: {report.unreadable[0]}"
         )

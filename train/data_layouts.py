@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from boxseg.errors import DataError
+from boxseg.errors import DataError, counted
 from boxseg.runtime.images import is_file
 from boxseg.train.annotation_table import refuse_foreign_folder, write_annotation_file
 from boxseg.train.coco import WIDE_GREY, image_size, read_stored
@@ -133,13 +133,13 @@ class _CocoFile:
         written = Written(self.path, len(self.content["images"]), len(entries) - unjudged, unjudged)
         if self.unmasked:
             written.notes.append(
-                f"{len(self.unmasked)} objects have no pixel in their file of masks: they are "
-                f"targets, but are not judged; first {self.unmasked[0]}"
+                f"{counted(len(self.unmasked), 'object')} without a pixel in the file of masks: "
+                f"targets, but not judged; first {self.unmasked[0]}"
             )
         if self.astray:
             written.notes.append(
-                f"warning: {len(self.astray)} masks lie mostly outside the box of the same number; "
-                f"are masks and boxes of one release? First {self.astray[0]}"
+                f"warning: {counted(len(self.astray), 'mask')} mostly outside the box of the same "
+                f"number; are masks and boxes of one release? First {self.astray[0]}"
             )
         return written
 
@@ -424,8 +424,8 @@ def write_voc(
     shared = [name for name in names["train"] if name in judged]
     if shared:
         raise DataError(
-            f"{lists['train']}: {len(shared)} of its images are in {lists['val']} too, first "
-            f"{shared[0]}; take them out"
+            f"{lists['train']}: shares {counted(len(shared), 'image')} with {lists['val']}, first "
+            f"{shared[0]}; take the lines out"
         )
     description = "Pascal VOC 2012, written by boxseg data voc"
     _prepare_folder(root, out, "JPEGImages", description)

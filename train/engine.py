@@ -34,7 +34,13 @@ from boxseg.checkpoint import (
     write_atomically,
 )
 from boxseg.config import STRIDES, ModelConfig
-from boxseg.errors import BackendMissingError, BoxSegError, DataError, FileMismatchError
+from boxseg.errors import (
+    BackendMissingError,
+    BoxSegError,
+    DataError,
+    FileMismatchError,
+    counted,
+)
 from boxseg.inference import TorchBackend
 from boxseg.runtime.accuracy import (
     Accuracy,
@@ -354,7 +360,7 @@ def _launched(devices: int) -> tuple[int, int]:
         return devices, 1
     if devices not in (1, here):
         raise ValueError(
-            f"--devices {devices}: {launcher} started {here} process(es) on this machine; "
+            f"--devices {devices}: {launcher} started {counted(here, 'process')} on this machine; "
             "leave --devices out"
         )
     return here, nodes
@@ -388,7 +394,7 @@ def open_fabric(device: str, devices: int, precision: str) -> Fabric:
         raise BackendMissingError(f"--device {device}: torch finds no CUDA GPU; use --device cpu")
     if name == "cuda" and (devices > gpus or (index and int(index) >= gpus)):
         raise BackendMissingError(
-            f"--device {device} --devices {devices}: this machine has {gpus} GPU(s)"
+            f"--device {device} --devices {devices}: this machine has {counted(gpus, 'GPU')}"
         )
     if index and devices > 1:
         raise ValueError(f"--device {device} names one GPU, --devices asks for {devices}")
@@ -656,7 +662,7 @@ class Engine:
                 )
         if len(state.random) != self.fabric.world_size:
             raise ValueError(
-                f"--resume: {path} was written by {len(state.random)} process(es), "
+                f"--resume: {path} was written by {counted(len(state.random), 'process')}, "
                 f"this run has {self.fabric.world_size}; use --devices {len(state.random)}"
             )
         try:
@@ -975,10 +981,11 @@ class Engine:
         parameters = sum(value.numel() for value in self.student.parameters())
         lines = [
             *self.images.notes,
-            f"data: {len(self.images)} images, {self.images.num_boxes} boxes, "
-            f"{len(self.images.classes)} classes",
+            f"data: {counted(len(self.images), 'image')}, "
+            f"{counted(self.images.num_boxes, 'box')}, "
+            f"{counted(len(self.images.classes), 'class')}",
             f"network: {self.recipe.model.backbone}, {parameters / 1e6:.1f} M parameters; "
-            f"device {self.fabric.device}, {self.fabric.world_size} process(es), "
+            f"device {self.fabric.device}, {counted(self.fabric.world_size, 'process')}, "
             f"{self.recipe.precision}" + (", compiled" if self.settings.compiled else ""),
         ]
         if self.transfer is not None:

@@ -86,7 +86,7 @@ def open_images(recipe: Recipe, folder: Path, *, strict: bool = False) -> CocoBo
         strict=strict,
     )
     if not images.num_boxes:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in images.dropped.items())
+        dropped = ", ".join(f"{reason} ({count})" for reason, count in images.dropped.items())
         raise DataError(
             f"{folder / TRAIN_JSON}: no box is left to learn from"
             + (f"; dropped: {dropped}" if dropped else "")

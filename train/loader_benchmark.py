@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from boxseg.configs import find_recipe
-from boxseg.errors import DataError
+from boxseg.errors import DataError, counted
 from boxseg.runtime.benchmark import usable_cores
 from boxseg.train.coco import CocoBoxes
 from boxseg.train.data_order import SampleKey, Unreadable
@@ -341,9 +341,9 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     height, width = found["median_size"]
     shorts = found["short_sides"]
     return [
-        f"{found['images']} images, median {height:.0f} x {width:.0f}, scaled to a short side of "
-        f"{min(shorts)} to {max(shorts)}; {found['batches']} batches of {found['batch_size']}; "
-        f"{found['cores']} cores, to {found['device']}",
+        f"{counted(found['images'], 'image')}, median {height:.0f} x {width:.0f}, scaled to a "
+        f"short side of {min(shorts)} to {max(shorts)}; {counted(found['batches'], 'batch')} of "
+        f"{found['batch_size']}; {counted(found['cores'], 'core')}, to {found['device']}",
         *(f"{name:<34}" + "".join(f"{value:>10}" for value in values) for name, values in rows),
     ]
 

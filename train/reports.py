@@ -26,6 +26,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from boxseg.errors import counted
 from boxseg.runtime.accuracy import Accuracy, report_lines
 from boxseg.runtime.drawing import Instances, compare, panel, write_picture
 from boxseg.runtime.images import read_image
@@ -435,8 +436,8 @@ class Reports:
         """Say that the run is complete."""
         self.draw_curves()
         self.note(
-            f"done: {self._last} steps in {duration(time.perf_counter() - self._began)}; "
-            f"results in {self._out}"
+            f"done: {counted(self._last, 'step')} in "
+            f"{duration(time.perf_counter() - self._began)}; results in {self._out}"
         )
 
 

@@ -26,6 +26,7 @@ from torchvision.ops.feature_pyramid_network import (
 
 from boxseg.backbone import Backbone
 from boxseg.configs import find_recipe
+from boxseg.errors import counted
 from boxseg.train.engine import Engine, RunSettings
 from boxseg.train.recipe import Recipe, read_recipe
 from boxseg.train.transforms import Batch, Geometry, collate
@@ -372,8 +373,8 @@ def bench_step(
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     height, width = found["padded_size"]
     click.echo(
-        f"{found['images']} images padded to {height} x {width}, {found['precision']}, "
-        f"{found['device']}, {found['threads']} threads, {iters} rounds"
+        f"{counted(found['images'], 'image')} padded to {height} x {width}, {found['precision']}, "
+        f"{found['device']}, {counted(found['threads'], 'thread')}, {counted(iters, 'round')}"
     )
     for entry in times:
         click.echo(f"{entry.name:<30} {entry.median:8.3f} s median, {min(entry.seconds):.3f} best")

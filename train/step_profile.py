@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from boxseg.errors import counted
+
 Clock = Callable[[str], None]
 """Told the name of a part of a step when it is done."""
 
@@ -73,7 +75,8 @@ class StepProfile:
         rows = [*self.seconds.items(), ("step", total)]
         width = max(len(name) for name, _ in rows)
         return [
-            f"{self.steps} steps of {self.images} images from step {self.first_step} on",
+            f"{counted(self.steps, 'step')} of {counted(self.images, 'image')} from step "
+            f"{self.first_step} on",
             f"{'':<{width}}{'ms':>10}{'share':>8}",
             *(
                 f"{name:<{width}}{1000 * value / self.steps:>10.1f}{value / total:>8.1%}"
