@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from boxseg.config import ModelConfig
-from boxseg.configs import FOLDER, find_recipe, known_recipes
+from boxseg.configs import FOLDER, find_recipe, known_recipes, shipped_recipes
 from boxseg.student import Student
 from boxseg.train.criterion import TEACHER_TERMS, build_criterion
 from boxseg.train.loader import settings_without_depth
@@ -482,6 +482,19 @@ def test_teacher_settings_that_do_not_fit_are_one_line(overrides: list[str], mes
     with pytest.raises(ValueError, match=r"^recipe: .*" + re.escape(message)) as caught:
         parse_recipe(MINIMAL, overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_teachers_on_coco_see_800_1333_but_those_of_sim_see_the_students_images() -> None:
+    found = {
+        name: (path, read_recipe(path).teacher)
+        for name, path in shipped_recipes().items()
+        if path.parent.name == "coco"
+    }
+    teachers = {name: teacher for name, (_, teacher) in found.items() if teacher is not None}
+    own = {name for name, teacher in teachers.items() if teacher.imgsz is None}
+    assert own == {name for name in found if name.startswith("sim_")}
+    assert all("student's own images" in found[name][0].read_text() for name in own)
+    assert {teachers[name].imgsz for name in teachers.keys() - own} == {(800, 1333)}
 
 
 def test_an_unknown_teacher_setting_names_the_known_ones() -> None:
