@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from boxseg.config import ModelConfig
 from boxseg.student import DensePredictions, Student, grid_locations
 from boxseg.train.prototypes import Prototypes, sinkhorn
 from boxseg.train.pseudo_masks import Semantic, build_pseudo_masks
@@ -21,6 +22,8 @@ BOX = [16.0, 16.0, 48.0, 48.0]
 
 class FixedMasks:
     """Stands for the teacher network: each location has one constant mask logit per cell."""
+
+    config = ModelConfig(classes=("a", "b", "c"), category_ids=(1, 2, 3))
 
     def __init__(self, logits: torch.Tensor) -> None:
         self.logits = logits  # (L, h, w)

@@ -1,5 +1,7 @@
 """The teacher: averaging by hand-worked numbers, and what it says in the student's frame."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -182,3 +184,11 @@ def test_scores_are_the_root_of_class_times_quality() -> None:
     klass = found.predictions.class_logits[0, 4, 1].sigmoid().item()
     quality = found.predictions.quality_logits[0, 4].sigmoid().item()
     assert found.scores[0, 4, 1].item() == pytest.approx((klass * quality) ** 0.5, abs=1e-6)
+
+
+def test_scores_are_those_of_classes_alone_where_the_network_is_scored_so() -> None:
+    student = Student(replace(CONFIG, score0="cls"))
+    found = Teacher(student, momentum=0.5, ramp=False).ask(batch_of(64, 64, [[64, 64]]), 0.0)
+    found.predictions.class_logits.fill_(-1.0986123)  # odds of 1 to 3
+    found.predictions.quality_logits.fill_(-5.0)
+    assert torch.allclose(found.scores, torch.tensor(0.25))

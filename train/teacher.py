@@ -46,9 +46,14 @@ class TeacherPredictions:
 
     @cached_property
     def scores(self) -> Tensor:
-        """score0 of every class: sqrt(sigmoid(class) * sigmoid(quality)), (B, L, C)."""
-        quality = self.predictions.quality_logits.float().sigmoid()
-        return (self.predictions.class_logits.float().sigmoid() * quality[..., None]).sqrt()
+        """score0 of every class by the network's rule, (B, L, C).
+
+        sqrt(sigmoid(class) * sigmoid(quality)), or sigmoid(class) where `model.score0` is cls.
+        """
+        classes = self.predictions.class_logits.float().sigmoid()
+        if self.teacher.config.score0 == "cls":
+            return classes
+        return (classes * self.predictions.quality_logits.float().sigmoid()[..., None]).sqrt()
 
     def masks_at(self, image_index: Tensor, location_index: Tensor) -> Tensor:
         """Return mask probabilities of chosen predictions on the student's stride-4 grid.
