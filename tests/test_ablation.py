@@ -353,6 +353,20 @@ def test_mistakes_are_found_before_the_first_training(
     assert not (tmp_path / "out").exists()
 
 
+def test_two_data_sets_of_one_name_are_not_mixed(tmp_path: Path) -> None:
+    words = []
+    for place in ("here", "there"):
+        folder = tmp_path / place / "parts"
+        folder.mkdir(parents=True)
+        for name in ("train.json", "val.json"):
+            (folder / name).write_text("{}")
+        words += ["--data", str(folder)]
+    found = CliRunner().invoke(ablate, [*words, "--out", str(tmp_path / "out")])
+    assert found.exit_code == 2
+    assert "more than one folder is named parts" in found.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_another_plan_is_not_mixed_in(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -730,7 +730,14 @@ def ablate(
     Stopped, by Ctrl-C, SIGTERM or SIGHUP, it ends its trainings, each saved, and goes on where it
     was when started again; a row that is done is not repeated.
     """
+    data = tuple(folder if folder.name not in ("", "..") else folder.resolve() for folder in data)
     for folder in data:
+        if [other.name for other in data].count(folder.name) > 1:
+            raise click.BadParameter(
+                f"more than one folder is named {folder.name}, as the folders of runs and the rows "
+                "of the table are; give each data set a name of its own",
+                param_hint="'--data'",
+            )
         if not (folder / "train.json").is_file() or not (folder / "val.json").is_file():
             raise DataError(f"--data {folder}: it needs train.json and val.json")
     plan = Plan(
