@@ -6,16 +6,14 @@ import functools
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from boxseg.errors import (
-    BoxSegError,
     FileMismatchError,
     ParityError,
     UnverifiedError,
@@ -25,14 +23,9 @@ from boxseg.runtime.commands import REPORT, NumbersCommand, is_torch_model
 
 if TYPE_CHECKING:
     from boxseg.export.calibration import CalibrationSet
-    from boxseg.export.manifest import Golden, Story
     from boxseg.export.precision import Reduced
-    from boxseg.export.precision_audit import Audit
     from boxseg.export.to_onnx import TracedGraph
-    from boxseg.export.to_tensorrt import Engine
-    from boxseg.export.verify import ParityReport, Samples
-    from boxseg.inference import TorchBackend
-    from boxseg.student import Student
+    from boxseg.export.verify import Samples
 
 FORMATS = {
     "onnx": "onnx",
@@ -43,8 +36,6 @@ FORMATS = {
     "engine": "trt",
 }
 """What users type, and what it means."""
-ENDINGS = {"onnx": ".onnx", "openvino": "_openvino_model", "trt": ".engine"}
-"""How the names of files and folders end."""
 NAMED = {
     ".onnx": "onnx",
     "_openvino_model": "openvino",
@@ -143,20 +134,6 @@ def _size(size_bytes: float) -> str:
     return f"{size_bytes / 1e6:.1f} MB"
 
 
-def _ap(scores: Mapping[str, Any] | None) -> str:
-    """Format an AP in percent; without masks, or without objects, there is none."""
-    if scores is None:
-        return "no masks in the file"
-    return "no objects" if scores["AP"] is None else f"{100 * scores['AP']:.1f}"
-
-
-def _size_on_disk(path: Path) -> int:
-    """Return the bytes of a file or of all files of a folder."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
-
-
 def _gmac(traced: TracedGraph, metadata: Mapping[str, Any]) -> float:
     """Count the multiplications of one image in the convolutions, in thousands of millions."""
     from boxseg.export.lowering import name_nodes
@@ -171,58 +148,6 @@ def _trainer_of(source: Path) -> Path | None:
     """Return the trainer.pt that belongs to what the user named, if there is one."""
     trainer = source / "trainer.pt" if source.is_dir() else source.parent / "trainer.pt"
     return trainer if trainer.is_file() else None
-
-
-@dataclass(frozen=True)
-class Network:
-    """A model file, opened for export."""
-
-    file: Path
-    """Where the weights were found."""
-    student: Student
-    backend: TorchBackend
-    """At the fixed input size of the export."""
-    metadata: dict[str, Any]
-    training: Mapping[str, Any]
-    """What the model file says about its run."""
-
-
-def open_network(
-    source: Path,
-    imgsz: tuple[int, int] | None,
-    device: str,
-    *,
-    form: str = "dense",
-    batch: tuple[int, int, int] = (1, 1, 1),
-    weights: str | None = None,
-    licence: Mapping[str, str] | None = None,
-) -> Network:
-    """Open a run folder, a model file or a trainer.pt.
-
-    Args:
-        source: What the user named.
-        imgsz: (height, width) in place of the model's own.
-        device: For the reference in torch.
-        form: Outputs of the graph: "dense", "topk" or "graph".
-        batch: Least, best and most images of a run.
-        weights: "student" or "ema"; None takes those that ship.
-        licence: Licences that the user states, by part, before those of the model file.
-    """
-    from boxseg.checkpoint import find_model, load_model
-    from boxseg.inference import TorchBackend
-
-    file, payload = find_model(source, weights)
-    student = load_model(source, weights)
-    if imgsz is not None:
-        student.config = replace(student.config, imgsz=imgsz)
-    backend = TorchBackend(student, device, short_long=False, form=form, batch=batch)
-    backend.metadata["weights"] = payload["weights"]
-    training = payload["metadata"]
-    recorded = training.get("licence")
-    for stated in (recorded, licence):
-        if isinstance(stated, Mapping):
-            backend.metadata["licence"].update(stated)
-    return Network(file, student, backend, backend.metadata, training)
 
 
 def _licences(words: Iterable[str]) -> dict[str, str]:
@@ -322,6 +247,8 @@ def _target(
         precision: In the name if it is not fp32.
         weights: In the name if the user asked for them.
     """
+    from boxseg.export.proven_file import ENDINGS
+
     parts = [file.stem, weights, None if precision == "fp32" else precision]
     stem = "_".join(part for part in parts if part is not None)
     name = f"{stem}{ENDINGS[kind]}"
@@ -397,248 +324,6 @@ def _free_target(target: Path, kind: str) -> Path:
             param_hint="'--out'",
         )
     return target
-
-
-def _temporary(kind: str, target: Path) -> Path:
-    """Return the name of a file until it is proven."""
-    stem = target.name.removesuffix(ENDINGS[kind])
-    return target.with_name(f"{stem}.tmp{ENDINGS[kind]}")
-
-
-def _write(traced: TracedGraph, kind: str, target: Path) -> Path:
-    """Write one format under its temporary name; return the file to open."""
-    from boxseg.export.to_onnx import write_onnx
-    from boxseg.export.to_openvino import write_openvino
-
-    temporary = _temporary(kind, target)
-    try:
-        if kind == "onnx":
-            return write_onnx(traced, temporary)
-        return write_openvino(traced, temporary, stem=target.name.removesuffix(ENDINGS["openvino"]))
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # as of a full disk
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        raise
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file that was written, and what is known about it."""
-
-    path: Path
-    parity: ParityReport | None
-    """Of the file itself; None if no engine here can run it."""
-    audit: Audit | None = None
-    imitation: ParityReport | None = None
-    """Of the same graph in fp32 with rounding, where no engine here executes the precision."""
-
-    def lines(self) -> list[str]:
-        """Return the report for people."""
-        parts = [self.audit, self.parity, self.imitation]
-        return [line for part in parts if part is not None for line in part.lines()]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON types."""
-        found: dict[str, Any] = {"path": str(self.path), "bytes": _size_on_disk(self.path)}
-        for name in ("parity", "audit", "imitation"):
-            part = getattr(self, name)
-            if part is not None:
-                found[name] = part.as_dict()
-        return found
-
-
-def _imitate(network: Network, samples: Samples, reduced: Reduced) -> ParityReport:
-    """Run the gate on the graph that rounds like the asked precision."""
-    from boxseg.export.verify import hold
-    from boxseg.runtime.backends import open_backend
-
-    assert reduced.imitation is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "imitation.onnx"
-        path.write_bytes(reduced.imitation.SerializeToString())
-        name = f"the same graph in fp32, rounded to {reduced.precision} after every node,"
-        backend = open_backend(path)
-        return hold(name, str(network.file), backend, network.backend, samples, reduced.precision)
-
-
-def write_verified(
-    traced: TracedGraph,
-    kind: str,
-    target: Path,
-    network: Network,
-    samples: Samples,
-    reduced: Reduced | None = None,
-    imitate: Callable[[], ParityReport] | None = None,
-) -> Written:
-    """Write one format, audit it, run the gate, and give the file its name or quarantine it.
-
-    Args:
-        traced: The graph in fp32.
-        kind: The format.
-        target: The file's name once it is proven.
-        network: The reference.
-        samples: Frames of the gate.
-        reduced: The graph in reduced precision, which is written then.
-        imitate: Runs the gate on a graph that rounds like that precision; it is asked where the
-            engine does not execute it.
-
-    Raises:
-        ParityError: if the file does not answer like the network.
-        PrecisionError: if it does not store, or its engine not execute, what was asked.
-    """
-    from boxseg.export.precision_audit import audit
-    from boxseg.export.verify import hold, release, remove, shelve
-    from boxseg.runtime.backends import open_backend
-
-    precision = "fp32" if reduced is None else reduced.precision
-    temporary = _temporary(kind, target)
-    try:
-        opened = _write(traced if reduced is None else reduced.graph_for(kind), kind, target)
-        found = audit(opened, precision, None if reduced is None else reduced.layers)
-        imitation = None
-        if imitate is not None and not found.executes:
-            imitation = imitate()
-        if not found.runs:
-            return Written(shelve(temporary, target, imitation), None, found, imitation)
-        report = hold(
-            str(target),
-            str(network.file),
-            open_backend(opened),
-            network.backend,
-            samples,
-            precision,
-        )
-        release(temporary, target, report, imitation)
-    finally:
-        remove(temporary)
-    return Written(target, report, found, imitation)
-
-
-def write_engine_verified(
-    engine: Engine,
-    target: Path,
-    network: Network,
-    samples: Samples,
-    device: int = 0,
-    imitate: Callable[[], ParityReport] | None = None,
-) -> Written:
-    """Write a TensorRT engine and its sidecar; for the rest as `write_verified`.
-
-    Args:
-        engine: What was built.
-        target: The plan's name once it is proven.
-        network: The reference.
-        samples: Frames of the gate.
-        device: The GPU that runs it.
-        imitate: As for `write_verified`; it is asked where the engine cannot be run.
-
-    Raises:
-        ParityError: if the engine does not answer like the network.
-    """
-    from boxseg.export.verify import hold, release, remove, shelve
-    from boxseg.runtime.backends import open_backend
-    from boxseg.runtime.engine_sidecar import sidecar_path, write_sidecar
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.stem}.tmp.engine")
-    temporary.write_bytes(engine.plan)
-    sidecar = write_sidecar(temporary, engine.sidecar)
-    audit = engine.audit
-    try:
-        try:
-            backend = open_backend(temporary, f"cuda:{device}")
-            report = hold(
-                str(target), str(network.file), backend, network.backend, samples, audit.asked
-            )
-        except ParityError:
-            raise
-        except BoxSegError as error:
-            imitation = None if imitate is None else imitate()
-            shelf = shelve(temporary, target, imitation)
-            sidecar.replace(sidecar_path(shelf))
-            return Written(shelf, None, replace(audit, refusal=str(error)), imitation)
-        try:
-            release(temporary, target, report)
-        except ParityError:
-            sidecar.replace(sidecar_path(target.with_name(f"{target.name}.failed")))
-            raise
-        sidecar.replace(sidecar_path(target))
-    finally:
-        remove(temporary)
-        remove(sidecar)
-    return Written(target, report, audit)
-
-
-def _accompany(
-    written: Written,
-    kind: str,
-    story: Story,
-    golden: tuple[Golden, Mapping[str, Any]] | None,
-    data: Path | None,
-    accuracy_images: int,
-    device: str | None = None,
-) -> dict[str, Any]:
-    """Write manifest, golden sample and card beside a file, and replay the sample.
-
-    Args:
-        written: The file.
-        kind: Its format.
-        story: What all files of the export share.
-        golden: The image and its expected answer.
-        data: Where to measure the accuracy.
-        accuracy_images: On so many images.
-        device: Where the engine runs; None is its default.
-
-    Returns:
-        What a report adds about the file, JSON types.
-
-    Raises:
-        ParityError: if the replay differs; the file then lies beside, as `<name>.failed`.
-    """
-    from boxseg.export.manifest import expected, remove_sidecars, score_file, write_sidecars
-    from boxseg.export.verify import quarantine
-    from boxseg.runtime.backends import open_backend
-    from boxseg.runtime.engine_sidecar import sidecar_path
-    from boxseg.runtime.golden_sample import replay, sidecars
-
-    parts = {name: getattr(written, name) for name in ("parity", "audit", "imitation")}
-    proofs = {name: part.as_dict() for name, part in parts.items() if part is not None}
-    scores: dict[str, Any] = {"not_measured": "no engine here can run it"}
-    if written.parity is not None:
-        scores = score_file(written.path, data, accuracy_images, device)
-        if data is not None and "not_measured" in scores:
-            click.echo(f"accuracy     not measured: {scores['not_measured']}")
-        elif "not_measured" not in scores:
-            click.echo(
-                f"accuracy     box AP {_ap(scores['box'])}, mask AP {_ap(scores['mask'])}, of "
-                f"{scores['what']}"
-            )
-    write_sidecars(written.path, kind, story, proofs, scores, golden)
-    report: dict[str, Any] = {"manifest": str(sidecars(written.path).manifest), "accuracy": scores}
-    if golden is not None and written.parity is not None:
-        replayed = replay(written.path, device)
-        precision = str(story.precision["asked"])
-        if not replayed.passed and precision != "fp32":
-            # the gate has passed on its own images; what rounding does to this one is stated
-            backend = open_backend(written.path, device)
-            own = expected(backend, golden[0], precision)
-            own["reference"] = (
-                f"this file on {backend.name} when it was written; in torch the answer to this "
-                f"image differs by more than {precision} may ({replayed.failure()})"
-            )
-            write_sidecars(written.path, kind, story, proofs, scores, (golden[0], own))
-            replayed = replay(written.path, device)
-        _echo(replayed.lines())
-        report["golden"] = replayed.as_dict()
-        reason = replayed.failure()
-        if reason is not None:
-            remove_sidecars(written.path)
-            if kind == "trt":
-                sidecar_path(written.path).replace(
-                    sidecar_path(written.path.with_name(f"{written.path.name}.failed"))
-                )
-            quarantine(written.path, written.path, reason)
-    return report
 
 
 def _echo(lines: Iterable[str]) -> None:
@@ -869,7 +554,14 @@ def export(
     from boxseg.checkpoint import find_model, read_model_payload, read_payload
     from boxseg.export.lowering import FLOAT_TYPES
     from boxseg.export.manifest import Story, expected, golden_image
+    from boxseg.export.network import open_network
     from boxseg.export.precision import reduce_network
+    from boxseg.export.proven_file import (
+        accompany,
+        imitate_precision,
+        write_engine_verified,
+        write_verified,
+    )
     from boxseg.export.strip_report import left_behind
     from boxseg.export.to_onnx import EXPORTERS, OPSET, trace
     from boxseg.export.to_tensorrt import BuildOptions, build_engine, open_toolkit
@@ -967,7 +659,7 @@ def export(
             _echo(reduced[name].lines())
         content["reduced"] = {name: each.as_dict() for name, each in reduced.items()}
     imitations = {
-        name: functools.cache(functools.partial(_imitate, networks[name], samples, each))
+        name: functools.cache(functools.partial(imitate_precision, networks[name], samples, each))
         for name, each in reduced.items()
         if each.imitation is not None
     }
@@ -1018,16 +710,16 @@ def export(
                 imitations.get(form),
             )
         _echo(written.lines())
-        click.echo(
-            f"wrote        {written.path} ({_size(_size_on_disk(written.path))}, {precision})"
-        )
+        click.echo(f"wrote        {written.path} ({_size(written.size_bytes)}, {precision})")
         own = replace(
             story,
             metadata={**networks[form].metadata, "precision": precision},
             precision={"asked": precision} | (reduced[form].as_dict() if form in reduced else {}),
         )
         where = f"cuda:{cuda}" if kind == "trt" else None
-        beside = _accompany(written, kind, own, answers.get(form), data, accuracy_images, where)
+        beside = accompany(
+            written, kind, own, answers.get(form), data, accuracy_images, click.echo, where
+        )
         content["files"].append({"format": kind, "form": form} | written.as_dict() | beside)
         if written.parity is None and written.audit is not None:
             unverified.append(
@@ -1165,6 +857,8 @@ def verify(
             raise click.UsageError("--data is for --against; the golden sample is one image")
         _replay(file, device, json_path)
         return
+    from boxseg.export.network import open_network  # torch, which a replay does without
+
     final = _final_name(file)
     if sidecars(file).manifest.exists():
         read_manifest(file)  # a changed byte need not move the answer

@@ -26,9 +26,10 @@ from boxseg.checkpoint import (
     write_atomically,
 )
 from boxseg.errors import BoxSegError
-from boxseg.export import manifest, verify
-from boxseg.export.commands import _free_target, _target, _write_json, write_verified
+from boxseg.export import manifest, proven_file, verify
+from boxseg.export.commands import _free_target, _target, _write_json
 from boxseg.export.lowering import tensor_types
+from boxseg.export.proven_file import write_verified
 from boxseg.runtime import backends
 from boxseg.runtime.agreement import Tolerance
 from boxseg.runtime.metadata import Batch
@@ -305,7 +306,7 @@ def test_a_file_that_answers_otherwise_is_quarantined(
             outputs["boxes"][0, 7, 2] += 3.0
             return outputs
 
-    monkeypatch.setattr(backends, "open_backend", Liar)
+    monkeypatch.setattr(proven_file, "open_backend", Liar)
     assert cli.run(["export", str(run_folder)]) == 6
     captured = capsys.readouterr()
     assert "first divergent tensor boxes: drawn 0: boxes[0, 7, 2] is" in captured.err
