@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from boxseg.errors import BackendMissingError, BoxSegError, DataError, counted, one_line
-from boxseg.runtime.average_precision import precision_recall
+from boxseg.runtime.average_precision import Decided, Kept, precision_recall
 from boxseg.runtime.images import leaves_folder, read_image
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ Predict = Callable[["NDArray[np.uint8]"], Answer]
 """From one image, uint8 RGB (H, W, 3), to its detections."""
 
 
+DEFAULT_CONF = 0.5
+"""What `predict` and a Segmenter keep where nothing else is said."""
+
+
 @dataclass(frozen=True)
 class AveragePrecision:
     """COCO's numbers in [0, 1]; None where the truth has no object of that kind."""
@@ -80,6 +84,8 @@ class AveragePrecision:
     """Mean recall over the thresholds with at most 100 detections per image."""
     per_class: dict[str, float | None]
     """Class name -> AP."""
+    decided: Decided | None = field(default=None, repr=False, compare=False)
+    """The detections behind the numbers."""
 
     def as_dict(self) -> dict[str, float | None]:
         """Return the numbers under COCO's names, without the classes."""
@@ -119,6 +125,16 @@ class Accuracy:
         """Box AP x tightness: what chooses the best checkpoint when users have no masks."""
         return (self.box.ap or 0.0) * (self.tightness or 0.0)
 
+    def confidences(self) -> list[Kept]:
+        """Return what boxes are worth at the confidence of the highest F1, then at the default.
+
+        Nothing where there is no object or no detection.
+        """
+        decided = self.box.decided
+        if decided is None or decided.objects == 0 or decided.scores.size == 0:
+            return []
+        return [decided.best(), decided.above(DEFAULT_CONF)]
+
     def as_dict(self) -> dict[str, object]:
         """Return everything but the results as JSON types."""
         per_class: dict[str, dict[str, float | None]] = {
@@ -133,6 +149,7 @@ class Accuracy:
             "filled_boxes": self.filled_boxes.as_dict() if self.filled_boxes else None,
             "tightness": self.tightness,
             "per_class": per_class,
+            "confidences": [{**asdict(kept), "f1": kept.f1} for kept in self.confidences()],
             "images": self.images,
             "objects": self.objects,
             "detections": self.detections,
@@ -414,6 +431,7 @@ def _average_precision(
             truth.categories[key]: _mean(precision[:, :, index, 0])
             for index, key in enumerate(categories)
         },
+        decided=curves.decided,
     )
 
 
@@ -785,6 +803,11 @@ def report_lines(accuracy: Accuracy, *, per_class: bool = False) -> list[str]:
         f"{counted(accuracy.images, 'image')}, {counted(accuracy.objects, 'object')}, "
         f"{counted(accuracy.detections, 'detection')}"
     )
+    lines += [
+        f"{what} {kept.conf:.2f}: {kept.found} of {counted(kept.objects, 'object')} found, "
+        f"{kept.wrong} wrong (boxes, IoU 0.5; F1 {kept.f1:.2f})"
+        for what, kept in zip(("best --conf", "at --conf"), accuracy.confidences(), strict=False)
+    ]
     lines += map(one_line, accuracy.notes)
     return lines
 

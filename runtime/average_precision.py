@@ -31,6 +31,43 @@ MOST_DETECTIONS = 100
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What the detections above a confidence are worth at an IoU of 0.5, all classes together."""
+
+    conf: float
+    objects: int
+    """To be found."""
+    found: int
+    wrong: int
+    """Detections that find no object, or one that is found already."""
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall, in [0, 1]; 0 where there is nothing."""
+        return 2 * self.found / max(1, self.found + self.wrong + self.objects)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Every detection that counts, at an IoU of 0.5, all classes together."""
+
+    scores: NDArray[np.float64]
+    """(N,)."""
+    right: NDArray[np.bool_]
+    """Found an object, (N,)."""
+    objects: int
+
+    def above(self, conf: float) -> Kept:
+        """Count what is left of detections with a score above a confidence."""
+        right = self.right[self.scores > conf]
+        return Kept(conf, self.objects, int(right.sum()), int((~right).sum()))
+
+    def best(self) -> Kept:
+        """Return the confidence of the highest F1 among 0.00, 0.01 .. 0.99; of equals the last."""
+        return max((self.above(step / 100) for step in range(100)), key=lambda k: (k.f1, k.conf))
+
+
+@dataclass(frozen=True)
 class Curves:
     """Precision and recall; -1 where there is no object to be found."""
 
@@ -38,6 +75,7 @@ class Curves:
     """Best precision at or beyond each recall, (T, R, K, A)."""
     recall: NDArray[np.float64]
     """Recall of all detections, (T, K, A)."""
+    decided: Decided
 
 
 @dataclass(frozen=True)
@@ -157,6 +195,23 @@ def _curve(judged: Sequence[_Judged]) -> tuple[NDArray[np.float64], NDArray[np.f
     return precision, recall
 
 
+def _decide(judged: Sequence[_Judged]) -> Decided:
+    """Put the detections of all classes and images together, of objects of any size."""
+    counts = [~one.ignored[0, 0] for one in judged]
+    return Decided(
+        scores=np.concatenate(
+            [np.zeros(0), *(one.scores[kept] for one, kept in zip(judged, counts, strict=True))]
+        ),
+        right=np.concatenate(
+            [
+                np.zeros(0, np.bool_),
+                *(one.matched[0, 0][kept] for one, kept in zip(judged, counts, strict=True)),
+            ]
+        ),
+        objects=int(sum(one.objects[0] for one in judged)),
+    )
+
+
 def precision_recall(
     objects: _Entries,
     found: _Entries,
@@ -189,6 +244,7 @@ def precision_recall(
             groups[place].append(entry)
             images[place[0]].add(place[1])
     precisions, recalls = [], []
+    everything: list[_Judged] = []
     for done, category in enumerate(categories, start=1):
         judged = []
         # detections of equal score come in the order of their images
@@ -206,6 +262,7 @@ def precision_recall(
         precision, recall = _curve(judged)
         precisions.append(precision)
         recalls.append(recall)
+        everything += judged
         if progress is not None:
             progress(done, len(categories))
-    return Curves(np.stack(precisions, axis=2), np.stack(recalls, axis=1))
+    return Curves(np.stack(precisions, axis=2), np.stack(recalls, axis=1), _decide(everything))

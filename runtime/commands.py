@@ -398,7 +398,8 @@ def evaluate(
     """Score a model on a COCO data set.
 
     Prints box AP, mask AP (if the file has masks), and how tightly masks fill their boxes, in
-    percent. AP is COCO's: at most 100 detections per image and class, thresholds 0.50 to 0.95.
+    percent. AP is COCO's: at most 100 detections per image and class, thresholds 0.50 to 0.95. Then
+    the --conf of the highest F1 for `predict`, and what the default of 0.5 would find.
     """
     from boxseg.runtime import accuracy
 

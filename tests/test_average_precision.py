@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxseg.runtime.average_precision import AREAS, THRESHOLDS, match, precision_recall
+from boxseg.runtime.average_precision import (
+    AREAS,
+    THRESHOLDS,
+    Decided,
+    match,
+    precision_recall,
+)
 
 codec = pytest.importorskip("pycocotools.mask", reason="accuracy needs pycocotools")
 
@@ -148,3 +154,44 @@ def test_progress_counts_classes() -> None:
     told: list[tuple[int, int]] = []
     precision_recall(*random_case(1), [1, 2, 3], "bbox", lambda *step: told.append(step))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_the_best_confidence_has_the_highest_f1() -> None:
+    scores = np.array([0.9, 0.8, 0.6, 0.55, 0.3])
+    decided = Decided(scores, np.array([True, True, False, True, False]), objects=4)
+    kept = decided.above(0.6)  # the score must be above it
+    assert (kept.found, kept.wrong) == (2, 0)
+    assert kept.f1 == pytest.approx(4 / 6)
+    # four detections: 2 * 3 / (3 + 1 + 4); down to 0.30 nothing is added, and at 0.55 one is lost
+    best = decided.best()
+    assert (best.conf, best.found, best.wrong) == (0.54, 3, 1)
+    assert best.f1 == pytest.approx(0.75)
+
+
+def test_nothing_found_has_an_f1_of_zero() -> None:
+    nothing = Decided(np.zeros(0), np.zeros(0, np.bool_), objects=3).best()
+    assert (nothing.found, nothing.wrong, nothing.f1) == (0, 0, 0.0)
+    assert Decided(np.zeros(0), np.zeros(0, np.bool_), objects=0).above(0.5).f1 == 0.0
+
+
+def test_detections_of_all_classes_decide_together_and_crowds_do_not_count() -> None:
+    def thing(category: int, x: float, **more: float) -> dict[str, Any]:
+        box = {"image_id": 1, "category_id": category, "bbox": [x, 0.0, 10.0, 10.0], "area": 100.0}
+        return {**box, **more}
+
+    objects = [
+        thing(1, 0, iscrowd=0, unjudged=0),
+        thing(2, 50, iscrowd=0, unjudged=0),
+        thing(2, 100, iscrowd=1, unjudged=1),
+    ]
+    found = [
+        thing(1, 0, score=0.9),
+        thing(1, 1, score=0.8),  # the same object again
+        thing(1, 50, score=0.7),  # an object of the other class
+        thing(2, 50, score=0.6),
+        thing(2, 100, score=0.5),  # in the crowd
+    ]
+    decided = precision_recall(objects, found, [1, 2], "bbox").decided
+    assert decided.objects == 2
+    by_score = dict(zip(decided.scores.tolist(), decided.right.tolist(), strict=True))
+    assert by_score == {0.9: True, 0.8: False, 0.7: False, 0.6: True}
