@@ -128,12 +128,16 @@ class Accuracy:
     def confidences(self) -> list[Kept]:
         """Return what boxes are worth at the confidence of the highest F1, then at the default.
 
-        Nothing where there is no object or no detection.
+        Nothing where there is no object or no detection, and no default where every detection lies
+        above it: those below may not have been asked for.
         """
         decided = self.box.decided
         if decided is None or decided.objects == 0 or decided.scores.size == 0:
             return []
-        return [decided.best(), decided.above(DEFAULT_CONF)]
+        best = decided.best()
+        if decided.scores.min() > DEFAULT_CONF:
+            return [best]
+        return [best, decided.above(DEFAULT_CONF)]
 
     def as_dict(self) -> dict[str, object]:
         """Return everything but the results as JSON types."""

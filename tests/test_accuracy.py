@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from boxseg.errors import BackendMissingError, BoxSegError, DataError
 from boxseg.runtime.accuracy import (
     Accuracy,
+    AveragePrecision,
     Predict,
     answer_examination,
     evaluate,
@@ -25,6 +27,7 @@ from boxseg.runtime.accuracy import (
     report_lines,
     write_results,
 )
+from boxseg.runtime.average_precision import Decided
 
 codec = pytest.importorskip("pycocotools.mask", reason="accuracy needs pycocotools")
 
@@ -555,3 +558,35 @@ def test_the_dictionary_is_json(tmp_path: Path) -> None:
     values = json.loads(json.dumps(accuracy.as_dict()))
     assert values["box"]["AP"] == ONE
     assert values["per_class"] == {"star": {"box": ONE, "mask": ONE}}
+
+
+def test_the_default_confidence_is_not_judged_by_what_was_not_asked_for() -> None:
+    numbers = AveragePrecision(0.5, 0.5, 0.5, None, None, 0.5, 0.5, {"thing": 0.5})
+
+    def said(scores: list[float]) -> tuple[list[float], list[str]]:
+        decided = Decided(np.array(scores), np.ones(len(scores), np.bool_), objects=3)
+        found = Accuracy(
+            box=replace(numbers, decided=decided),
+            mask=None,
+            filled_boxes=None,
+            tightness=None,
+            images=1,
+            objects=3,
+            detections=len(scores),
+            notes=(),
+            results=[],
+        )
+        lines = [line for line in report_lines(found) if "--conf" in line]
+        return [kept.conf for kept in found.confidences()], lines
+
+    # the last confidence below the lowest score keeps all that there is
+    assert said([0.9, 0.4]) == (
+        [0.39, 0.5],
+        [
+            "best --conf 0.39: 2 of 3 objects found, 0 wrong (boxes, IoU 0.5; F1 0.80)",
+            "at --conf 0.50: 1 of 3 objects found, 0 wrong (boxes, IoU 0.5; F1 0.50)",
+        ],
+    )
+    # as after eval --conf 0.6: nobody knows what lies between
+    assert said([0.9, 0.7])[0] == [0.69]
+    assert said([]) == ([], [])
